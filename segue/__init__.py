@@ -1,0 +1,77 @@
+"""Multi-turn conversations with local language models that never read a token twice."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .config import GenerationConfig
+from .errors import (
+    BackendMissingError,
+    ConfigurationError,
+    GenerationError,
+    MessageError,
+    MissingTemplateError,
+    ModelFormatError,
+    ModelLoadError,
+    ModelNotFoundError,
+    PerformanceWarning,
+    SegueError,
+    SessionBusyError,
+    TemplateError,
+    UnsupportedModelError,
+)
+from .messages import Message, Role
+from .reply import Reply
+from .response import FinishReason, GenerationResponse
+from .session import ChatSession
+
+if TYPE_CHECKING:
+    from .mlx.engine import MlxEngine
+    from .mlx.loading import load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendMissingError",
+    "ChatSession",
+    "ConfigurationError",
+    "FinishReason",
+    "GenerationConfig",
+    "GenerationError",
+    "GenerationResponse",
+    "Message",
+    "MessageError",
+    "MissingTemplateError",
+    "MlxEngine",
+    "ModelFormatError",
+    "ModelLoadError",
+    "ModelNotFoundError",
+    "PerformanceWarning",
+    "Reply",
+    "Role",
+    "SegueError",
+    "SessionBusyError",
+    "TemplateError",
+    "UnsupportedModelError",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """`load` and `MlxEngine`, from the MLX room, which is opened when first asked for."""
+    if name == "load":
+        from .mlx.loading import load
+
+        return load
+    if name == "MlxEngine":
+        try:
+            from .mlx.engine import MlxEngine
+        except ImportError as error:
+            raise BackendMissingError(
+                f"MlxEngine needs MLX, which does not load here ({error}).",
+                remedy="Install it: pip install 'segue[cpu]' on a Linux CPU, 'segue[cuda13]' or "
+                "'segue[cuda12]' with an NVIDIA GPU, plain segue on macOS.",
+            ) from error
+        return MlxEngine
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

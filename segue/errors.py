@@ -1,0 +1,72 @@
+"""One tree of errors: each says what happened, what it means and what to do."""
+
+from __future__ import annotations
+
+
+class SegueError(Exception):
+    """Base of every error that Segue raises on purpose.
+
+    Attributes:
+        what: What happened and what it means, one or two sentences.
+        remedy: What to do about it, one sentence.
+    """
+
+    def __init__(self, what: str, *, remedy: str) -> None:
+        super().__init__(what, remedy)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what} {self.remedy}"
+
+
+class ConfigurationError(SegueError, ValueError):
+    """A setting is out of range, of the wrong type, or contradicts another."""
+
+
+class MessageError(SegueError, ValueError):
+    """A message or prompt is not of the form a conversation takes."""
+
+
+class TemplateError(SegueError):
+    """The model's chat template refused the conversation, or broke on it."""
+
+
+class SessionBusyError(SegueError, RuntimeError):
+    """A session was used from inside, or beside, a turn that is running right now."""
+
+
+class GenerationError(SegueError, RuntimeError):
+    """The model or its runtime failed during a turn; the session goes on working."""
+
+
+class BackendMissingError(SegueError, ImportError):
+    """MLX or mlx-lm is not installed, or does not load on this machine."""
+
+    def __init__(self, what: str, *, remedy: str) -> None:
+        SegueError.__init__(self, what, remedy=remedy)
+        self.msg = str(self)
+
+
+class ModelLoadError(SegueError):
+    """Base of everything that can go wrong while a model is found and loaded."""
+
+
+class ModelNotFoundError(ModelLoadError, FileNotFoundError):
+    """No file, folder, alias or repository goes by that name."""
+
+
+class ModelFormatError(ModelLoadError, ValueError):
+    """A model's file or folder is incomplete, damaged, or not a model at all."""
+
+
+class UnsupportedModelError(ModelLoadError):
+    """A sound model of an architecture, tensor type or tokenizer not supported."""
+
+
+class MissingTemplateError(ModelLoadError):
+    """The tokenizer has no chat template, so a conversation can't be rendered."""
+
+
+class PerformanceWarning(UserWarning):
+    """This machine could be much faster; the message says how."""

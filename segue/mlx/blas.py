@@ -1,0 +1,126 @@
+"""A good BLAS for MLX on a Linux CPU.
+
+The CPU build of MLX for Linux links the reference BLAS, which is many times slower than the
+processor allows. It takes only ``cblas_?gemm`` and LAPACK from it, by symbol, so a library opened
+with RTLD_GLOBAL *before* MLX is first imported serves in its place.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+
+from ..errors import PerformanceWarning
+
+ENVIRONMENT_VARIABLE = "SEGUE_BLAS"
+"""A library to use instead of the ones looked for; empty to use none."""
+
+# Distributions on PyPI that carry a BLAS which is known to work so, and the library's name.
+DISTRIBUTIONS = (("mkl", "libmkl_rt.so"), ("ngsolve-openblas", "libopenblas.so"))
+CUDA_BUILDS = ("mlx-cuda-12", "mlx-cuda-13")
+
+
+@dataclass(frozen=True, slots=True)
+class BlasStatus:
+    """Which BLAS serves MLX's CPU operations.
+
+    Attributes:
+        needed: Whether this platform's MLX depends on one from outside at all.
+        library: The library put in place; ``None`` if there is none.
+        problem: Why there is none, with the remedy; ``None`` if all is well.
+    """
+
+    needed: bool
+    library: str | None = None
+    problem: str | None = None
+
+
+status = BlasStatus(needed=False)
+_warned = False
+
+
+def prepare() -> BlasStatus:
+    """Put the best BLAS at hand in place, if this platform needs one; later calls do nothing."""
+    global status
+    if status.needed or not _needed():
+        return status
+    if "mlx.core" in sys.modules and not _already_global():
+        status = BlasStatus(
+            True,
+            problem="MLX was imported before Segue could give it a fast BLAS, so the CPU will be "
+            "many times slower than it could: import segue.mlx before mlx or mlx_lm.",
+        )
+        return status
+    for candidate in _candidates():
+        try:
+            ctypes.CDLL(candidate, mode=ctypes.RTLD_GLOBAL)
+        except OSError:
+            continue
+        status = BlasStatus(True, library=candidate)
+        return status
+    if _already_global():
+        status = BlasStatus(True, library="preloaded")
+        return status
+    status = BlasStatus(
+        True,
+        problem="No fast BLAS was found, so the CPU will be many times slower than it could: "
+        + remedy(),
+    )
+    return status
+
+
+def warn_if_slow() -> None:
+    """Warn, once a process, if MLX on this CPU has no good BLAS."""
+    global _warned
+    if status.problem is not None and not _warned:
+        _warned = True
+        warnings.warn(status.problem, PerformanceWarning, stacklevel=3)
+
+
+def remedy() -> str:
+    """How to get a good BLAS on this machine."""
+    if os.uname().machine == "x86_64":
+        return "install one with: pip install mkl"
+    return "install one with: apt install libopenblas0-pthread"
+
+
+def _needed() -> bool:
+    """Whether MLX here is the CPU build for Linux (the CUDA builds compute on the GPU)."""
+    return sys.platform == "linux" and not any(_version(name) for name in CUDA_BUILDS)
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _already_global() -> bool:
+    """Whether the process has a BLAS in its global scope already (LD_PRELOAD)."""
+    return hasattr(ctypes.CDLL(None), "cblas_sgemm")
+
+
+def _candidates() -> Iterator[str]:
+    chosen = os.environ.get(ENVIRONMENT_VARIABLE)
+    if chosen is not None:
+        if chosen:
+            yield chosen
+        return
+    for distribution, library in DISTRIBUTIONS:
+        try:
+            files = metadata.files(distribution) or []
+        except metadata.PackageNotFoundError:
+            continue
+        for file in files:
+            if file.name.startswith(library):
+                yield os.path.realpath(str(file.locate()))
+    found = ctypes.util.find_library("openblas")
+    if found:
+        yield found

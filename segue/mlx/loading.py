@@ -1,0 +1,156 @@
+"""From a model's name to an engine."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import (
+    BackendMissingError,
+    MissingTemplateError,
+    ModelFormatError,
+    ModelLoadError,
+    ModelNotFoundError,
+    UnsupportedModelError,
+)
+from .names import DEFAULT_MODEL, find
+
+if TYPE_CHECKING:
+    from .engine import MlxEngine
+
+# The share of this machine's memory that weights in float32 may take.
+FLOAT32_SHARE = 0.7
+
+
+def load(name: str | os.PathLike[str] = DEFAULT_MODEL, *, revision: str | None = None) -> MlxEngine:
+    """Load a model.
+
+    On a CPU the weights are held in float32, quantized ones included, if they fit in memory: MLX
+    computes that faster there than anything smaller. On a GPU they stay as they are.
+
+    Args:
+        name: ``"smollm2"``; a ``.gguf`` file of architecture ``llama``; a folder that mlx-lm
+            loads; or a Hugging Face repository id, which mlx-lm downloads, with progress.
+        revision: A branch, tag or commit of the repository.
+
+    Returns:
+        The engine, for any number of `ChatSession`\\ s.
+
+    Raises:
+        ModelNotFoundError: Nothing goes by that name, or it can't be fetched.
+        ModelFormatError: The file or folder is incomplete, damaged or no model.
+        UnsupportedModelError: The model's architecture, tensors or tokenizer are not supported.
+        MissingTemplateError: The tokenizer has no chat template.
+        BackendMissingError: MLX or mlx-lm is not installed.
+    """
+    found = find(os.fspath(name))
+    _require_backend()
+    if isinstance(found, Path) and found.is_file():
+        return _load_gguf(found)
+    return _load_mlx_lm(found, revision)
+
+
+def _require_backend() -> None:
+    try:
+        import mlx.core  # noqa: F401
+        import mlx_lm  # noqa: F401
+    except ImportError as error:
+        raise BackendMissingError(
+            f"MLX does not load here ({error}), and models run on it.",
+            remedy="Install it: pip install 'segue[cpu]' on a Linux CPU, 'segue[cuda13]' or "
+            "'segue[cuda12]' with an NVIDIA GPU, plain segue on macOS.",
+        ) from error
+
+
+def _load_gguf(path: Path) -> MlxEngine:
+    from .engine import MlxEngine
+    from .gguf_file import GGUFFile
+    from .gguf_model import load_model
+    from .gguf_tokenizer import load_tokenizer
+
+    file = GGUFFile.open(path)
+    if not file.text("tokenizer.chat_template"):
+        raise MissingTemplateError(
+            f"{path} carries no chat template, so it can't hold a conversation (it may be a base "
+            "model).",
+            remedy="Use an instruct or chat model.",
+        )
+    tokenizer = load_tokenizer(file)
+    return MlxEngine(_for_this_device(load_model(file)), tokenizer, name=path.stem)
+
+
+def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
+    import mlx_lm
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    from .engine import MlxEngine
+
+    if isinstance(source, Path):
+        _check_folder(source)
+    try:
+        model, tokenizer, *_ = mlx_lm.load(str(source), revision=revision)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise ModelNotFoundError(
+            f"{source!r} could not be fetched from the hub: {_first_line(error)}.",
+            remedy="Check its name, your connection, and whether it needs a login; or download it "
+            "and pass its folder.",
+        ) from error
+    except ModelLoadError:
+        raise
+    # mlx-lm and what it calls raise all kinds of errors on a model that they can't load.
+    except Exception as error:
+        message = _first_line(error)
+        if "not supported" in message or "trust_remote_code" in message:
+            raise UnsupportedModelError(
+                f"mlx-lm can't run {source}: {message}.",
+                remedy="Update mlx-lm, or use another model.",
+            ) from error
+        raise ModelFormatError(
+            f"mlx-lm could not load {source}: {message}.",
+            remedy="Download the model again; it may be incomplete.",
+        ) from error
+    name = source.name if isinstance(source, Path) else source
+    return MlxEngine(_for_this_device(model), tokenizer, name=name)
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that is plainly no model before mlx-lm takes it up."""
+    remedy = "Pass the folder that holds config.json, model*.safetensors and the tokenizer."
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ModelFormatError(f"{folder} has no config.json, so it is no model.", remedy=remedy)
+    try:
+        settings = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelFormatError(f"{config} can't be read: {error}.", remedy=remedy) from error
+    if not isinstance(settings, dict) or "model_type" not in settings:
+        raise ModelFormatError(f"{config} names no model_type.", remedy=remedy)
+    if not any(folder.glob("model*.safetensors")):
+        raise ModelFormatError(
+            f"{folder} has no weights (model*.safetensors).",
+            remedy="Download the model again, or convert it with mlx_lm.convert.",
+        )
+
+
+def _for_this_device(model: Any) -> Any:
+    """On a CPU, the model in float32 where it fits; elsewhere, as it is."""
+    import mlx.core as mx
+    from mlx_lm.utils import dequantize_model, get_total_parameters
+
+    if mx.default_device() != mx.Device(mx.cpu):
+        return model
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if get_total_parameters(model) * mx.float32.size > FLOAT32_SHARE * memory:
+        return model
+    # Scales first: dequantizing with scales in half precision rounds the weights, and is slower.
+    model.set_dtype(mx.float32)
+    model = dequantize_model(model)
+    mx.eval(model.parameters())
+    return model
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")

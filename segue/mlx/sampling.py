@@ -1,0 +1,170 @@
+"""From logits to the next token: mlx-lm's penalties and filters, with keys of our own.
+
+mlx-lm's samplers draw from MLX's global random state, so two conversations that take turns would
+disturb each other. Here each reply draws from a key of its own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+from mlx_lm.sample_utils import (
+    apply_min_p,
+    apply_top_k,
+    apply_top_p,
+    apply_xtc,
+    make_logits_processors,
+)
+
+from ..config import GenerationConfig
+from ..errors import ConfigurationError
+
+
+class Sample(NamedTuple):
+    """One sampled token and what was asked to be reported of it; arrays not yet evaluated."""
+
+    token: mx.array
+    """The id, shape ``(1,)``."""
+    logprob: mx.array | None = None
+    """Its log probability, shape ``(1,)``."""
+    top_tokens: mx.array | None = None
+    """The likeliest ids, unordered, shape ``(n,)``."""
+    top_logprobs: mx.array | None = None
+    """Their log probabilities, shape ``(n,)``."""
+
+    def logprobs(self) -> Mapping[int, float] | None:
+        """The report of `GenerationResponse.logprobs`; waits for the arrays."""
+        if self.logprob is None or self.top_tokens is None or self.top_logprobs is None:
+            return None
+        tokens, values = self.top_tokens.tolist(), self.top_logprobs.tolist()
+        assert isinstance(tokens, list) and isinstance(values, list)
+        table = dict(zip(tokens, values, strict=True))
+        table.setdefault(int(self.token.item()), float(self.logprob.item()))
+        return dict(sorted(table.items(), key=lambda entry: -entry[1]))
+
+
+class Sampling:
+    """The sampling of one reply: processors with fresh state, and a random key.
+
+    Args:
+        config: The reply's settings.
+        vocabulary: Says how many logits the model has; asked only if `config` names token ids.
+        xtc_special_tokens: Ids that XTC never excludes.
+
+    Raises:
+        ConfigurationError: A token id is outside the vocabulary, or a logits processor can't be
+            copied.
+    """
+
+    def __init__(
+        self,
+        config: GenerationConfig,
+        *,
+        vocabulary: Callable[[], int],
+        xtc_special_tokens: Sequence[int],
+    ) -> None:
+        # MLX does not check indices: an id too large would write outside the logits.
+        if config.logit_bias and max(config.logit_bias) >= vocabulary():
+            raise ConfigurationError(
+                f"logit_bias names token {max(config.logit_bias)}, but this model has "
+                f"{vocabulary()} tokens.",
+                remedy=f"Use ids below {vocabulary()}.",
+            )
+        try:
+            extra = copy.deepcopy(config.logits_processors)
+        except Exception as error:
+            raise ConfigurationError(
+                f"A logits processor could not be copied for this turn: {error}",
+                remedy="Give it a __deepcopy__ that returns one with fresh state.",
+            ) from error
+        self.processors = [
+            *make_logits_processors(
+                logit_bias=dict(config.logit_bias) or None,
+                repetition_penalty=config.repetition_penalty,
+                repetition_context_size=config.repetition_context_size,
+                presence_penalty=config.presence_penalty,
+                presence_context_size=config.presence_context_size,
+                frequency_penalty=config.frequency_penalty,
+                frequency_context_size=config.frequency_context_size,
+            ),
+            *extra,
+        ]
+        self._temperature = config.temperature
+        self._logprobs = config.logprobs
+        self._key = _first_key(config.seed) if config.temperature > 0 else None
+        self._filters = _filters(config, xtc_special_tokens)
+
+    def __call__(self, logits: mx.array, tokens: mx.array | None) -> Sample:
+        """Sample one token.
+
+        Args:
+            logits: Shape ``(1, vocabulary)``.
+            tokens: All ids of the conversation, shape ``(n,)``; read only if there are processors.
+        """
+        for processor in self.processors:
+            logits = processor(tokens, logits)
+        logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+        if self._key is None:
+            token = mx.argmax(logprobs, axis=-1)
+        else:
+            self._key, draw, chance = mx.random.split(self._key, 3)
+            candidates = logprobs
+            for narrow in self._filters:
+                candidates = narrow(candidates, chance)
+            token = mx.random.categorical(candidates * (1 / self._temperature), key=draw)
+        if not self._logprobs:
+            return Sample(token)
+        row = logprobs[0]
+        count = min(self._logprobs, row.size)
+        top = mx.argpartition(-row, kth=count - 1)[:count]
+        return Sample(token, row[token], top, row[top])
+
+
+Filter = Callable[[mx.array, mx.array], mx.array]
+"""``(logprobs, key) -> logprobs`` with the excluded tokens at minus infinity."""
+
+
+def _filters(config: GenerationConfig, xtc_special_tokens: Sequence[int]) -> list[Filter]:
+    """The filters that are on, in mlx-lm's order."""
+    filters: list[Filter] = []
+    if 0 < config.top_p < 1:
+        filters.append(lambda logprobs, _: apply_top_p(logprobs, config.top_p))
+    if config.min_p > 0:
+
+        def min_p(logprobs: mx.array, _: mx.array) -> mx.array:
+            least = min(config.min_tokens_to_keep, logprobs.shape[-1])
+            return apply_min_p(logprobs, config.min_p, least)
+
+        filters.append(min_p)
+    if config.xtc_probability > 0:
+        special = list(xtc_special_tokens)
+
+        def xtc(logprobs: mx.array, key: mx.array) -> mx.array:
+            # Ours decides whether to exclude: mlx-lm's own draw, at probability 1, always does.
+            excluded = apply_xtc(logprobs, 1.0, config.xtc_threshold, special)
+            skip = mx.random.uniform(key=key) > config.xtc_probability
+            return mx.where(skip, logprobs, excluded)
+
+        filters.append(xtc)
+    if config.top_k > 0:
+
+        def top_k(logprobs: mx.array, _: mx.array) -> mx.array:
+            # mlx-lm's filter refuses to keep the whole vocabulary, which is no filter at all.
+            return (
+                apply_top_k(logprobs, config.top_k)
+                if config.top_k < logprobs.shape[-1]
+                else logprobs
+            )
+
+        filters.append(top_k)
+    return filters
+
+
+def _first_key(seed: int | None) -> mx.array:
+    if seed is not None:
+        return mx.random.key(seed)
+    # Drawn from MLX's global state, so that mx.random.seed makes a whole program repeatable.
+    return mx.random.key(int(mx.random.randint(0, 2**31 - 1).item()))

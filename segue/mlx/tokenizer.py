@@ -1,0 +1,98 @@
+"""mlx-lm's tokenizers, as a session needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any
+
+from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
+
+from ..errors import MissingTemplateError, TemplateError
+
+
+class MlxTokenizer:
+    """A Hugging Face or mlx-lm tokenizer behind Segue's `Tokenizer` protocol.
+
+    Args:
+        tokenizer: A tokenizer as `mlx_lm.load` returns it, or a plain Hugging Face one.
+        name: What messages call it; by default the name it carries itself.
+
+    Raises:
+        MissingTemplateError: It has no chat template.
+    """
+
+    def __init__(self, tokenizer: Any, *, name: str | None = None) -> None:
+        wrapped = (
+            tokenizer if isinstance(tokenizer, TokenizerWrapper) else TokenizerWrapper(tokenizer)
+        )
+        self.name = name or str(getattr(wrapped, "name_or_path", "") or "this tokenizer")
+        self.wrapped = wrapped
+        if not wrapped.has_chat_template:
+            raise MissingTemplateError(
+                f"The tokenizer of {self.name} has no chat template, so it can't hold a conversation "
+                "(it may belong to a base model).",
+                remedy="Use an instruct or chat model, or set tokenizer.chat_template yourself.",
+            )
+
+    @property
+    def eos_token_ids(self) -> AbstractSet[int]:
+        """The ids that end a reply."""
+        ids: AbstractSet[int] = self.wrapped.eos_token_ids
+        return ids
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        template_kwargs: Mapping[str, Any],
+    ) -> str:
+        """See `segue.engine.Tokenizer.render`."""
+        try:
+            text = self.wrapped.apply_chat_template(
+                list(messages),
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **template_kwargs,
+            )
+        # A template is a program of the model's publisher: it may fail with any exception.
+        except Exception as error:
+            raise TemplateError(
+                f"The chat template of {self.name} failed on this conversation: {error}",
+                remedy="Check that it takes these roles in this order, and these template_kwargs.",
+            ) from error
+        return str(text)
+
+    def encode(self, text: str) -> list[int]:
+        """See `segue.engine.Tokenizer.encode`."""
+        return list(self.wrapped.encode(text, add_special_tokens=False))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """See `segue.engine.Tokenizer.decode`."""
+        return str(
+            self.wrapped.decode(
+                list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+            )
+        )
+
+    def detokenizer(self) -> MlxDetokenizer:
+        """See `segue.engine.Tokenizer.detokenizer`."""
+        return MlxDetokenizer(self.wrapped.detokenizer)
+
+
+class MlxDetokenizer:
+    """One of mlx-lm's streaming detokenizers behind Segue's `Detokenizer` protocol."""
+
+    def __init__(self, streaming: StreamingDetokenizer) -> None:
+        self._streaming = streaming
+
+    def add(self, token: int) -> str:
+        """See `segue.engine.Detokenizer.add`."""
+        self._streaming.add_token(token)
+        return str(self._streaming.last_segment)
+
+    def finish(self) -> str:
+        """See `segue.engine.Detokenizer.finish`."""
+        self._streaming.finalize()
+        return str(self._streaming.last_segment)
