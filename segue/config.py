@@ -37,7 +37,8 @@ class GenerationConfig:
         min_tokens_to_keep: How many tokens `min_p` always leaves.
         top_k: Sample from this many of the likeliest tokens; 0 turns it off.
         xtc_probability: How often, per token, the likeliest candidates are excluded (XTC).
-        xtc_threshold: The probability above which XTC excludes all candidates but the last; 0 to 0.5.
+        xtc_threshold: The probability above which XTC excludes all candidates but the last; 0 to
+            0.5.
         repetition_penalty: Divide the logits of tokens seen lately by this (Keskar et al. 2019);
             1 changes nothing.
         repetition_context_size: How many of the conversation's last tokens count as "lately".
@@ -51,7 +52,8 @@ class GenerationConfig:
             reply. ``None`` draws from the engine's own random state.
         logprobs: How many of the likeliest tokens each response reports; 0 reports none.
         prefill_step_size: How many prompt tokens are fed at a time.
-        kv_bits: Quantize the KV cache to this many bits (2, 3, 4, 5, 6 or 8); ``None`` keeps it whole.
+        kv_bits: Quantize the KV cache to this many bits (2, 3, 4, 5, 6 or 8); ``None`` keeps it
+            whole.
         kv_group_size: Values that share a scale in a quantized cache: 32, 64 or 128.
         quantized_kv_start: Tokens the cache holds before quantizing begins.
         max_kv_size: Keep at most this many tokens in the cache (the first four and the latest);
@@ -123,7 +125,8 @@ class GenerationConfig:
         _check_choice("kv_group_size", self.kv_group_size, KV_GROUP_SIZES)
         if self.kv_bits is not None and self.max_kv_size is not None:
             raise ConfigurationError(
-                "kv_bits and max_kv_size can't go together: a cache of bounded size can't be quantized.",
+                "kv_bits and max_kv_size can't go together: mlx-lm does not quantize a cache of "
+                "bounded size.",
                 remedy="Set one of the two.",
             )
         object.__setattr__(self, "stop", _stop_strings(self.stop))

@@ -125,11 +125,11 @@ def as_messages(
     Raises:
         MessageError: It is none of these.
     """
-    if isinstance(prompt, str):
-        return (Message(role, prompt),)
     if isinstance(prompt, Message):
         return (prompt,)
-    if not isinstance(prompt, Sequence) or isinstance(prompt, (bytes, bytearray)):
+    if isinstance(prompt, str):
+        return (Message(role, prompt),)
+    if not isinstance(prompt, Sequence):
         raise MessageError(
             f"A prompt can't be made from {type(prompt).__name__}.",
             remedy="Pass a string, a Message, or a list of Messages.",
@@ -153,6 +153,6 @@ def check_messages(messages: Iterable[Message]) -> tuple[Message, ...]:
         if not isinstance(message, Message):
             raise MessageError(
                 f"A conversation holds Messages, not {type(message).__name__}.",
-                remedy="Build each with Message.user(...), .assistant(...), .tool(...) or .system(...).",
+                remedy="Build each with Message.user, .assistant, .tool or .system.",
             )
     return checked

@@ -56,9 +56,7 @@ def build_prompt(
     return TokenLedger().extend(tokenizer.encode(text), text)
 
 
-def append_reply(
-    tokenizer: Tokenizer, prompt: TokenLedger, tokens: Sequence[int]
-) -> TokenLedger:
+def append_reply(tokenizer: Tokenizer, prompt: TokenLedger, tokens: Sequence[int]) -> TokenLedger:
     """The ledger of a prompt and the reply sampled after it.
 
     A seam stands on either side of a final eos: not every template writes the one that was sampled.

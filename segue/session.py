@@ -189,7 +189,7 @@ class ChatSession:
         self._history.clear()
 
     def _close_live(self) -> None:
-        reply = self._live and self._live()
+        reply = self._live() if self._live is not None else None
         if reply is not None:
             reply.close()
         self._live = None

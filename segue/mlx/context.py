@@ -86,7 +86,7 @@ class MlxContext:
         in_step = True
         try:
             with wired_limit(self._model, [generation_stream]):
-                prompt = mx.array(ids[held:], mx.uint32)
+                prompt = mx.array(list(ids[held:]), mx.uint32)
                 total = len(prompt)
                 # The last token is fed apart: only its logits are wanted.
                 last = total if config.max_tokens == 0 else total - 1
@@ -107,7 +107,7 @@ class MlxContext:
                     return
 
                 in_step = False
-                tokens = mx.array(ids, mx.uint32) if sampling.processors else None
+                tokens = mx.array(list(ids), mx.uint32) if sampling.processors else None
                 sample = self._sample(prompt[last:], tokens, config, sampling)
                 for count in range(config.max_tokens):
                     # The next forward pass is under way before this token is looked at: the
@@ -115,7 +115,7 @@ class MlxContext:
                     if tokens is not None:
                         tokens = mx.concatenate([tokens, sample.token])
                     ahead = self._sample(sample.token, tokens, config, sampling)
-                    step = Step(int(sample.token.item()), sample.logprobs())
+                    step = Step(sample.id(), sample.logprobs())
                     if count == 0 and progress is not None:
                         in_step = True
                         progress(total, total)
@@ -164,7 +164,7 @@ class MlxContext:
         logits = self._feed(new, config)
         with mx.stream(generation_stream):
             sample = sampling(logits[:, -1, :], tokens)
-            mx.async_eval(*(array for array in sample if array is not None))
+            mx.async_eval(*(array for array in sample if array is not None))  # type: ignore[no-untyped-call]
         return sample
 
     def _empty(self) -> None:

@@ -66,7 +66,7 @@ class MlxEngine:
         )
 
     def _make_cache(self, config: GenerationConfig) -> list[Any]:
-        cache = make_prompt_cache(self.model)
+        cache: list[Any] = make_prompt_cache(self.model)
         if config.max_kv_size is not None:
             # mlx-lm's own make_prompt_cache overlooks the size where the model makes its caches.
             bounded = [

@@ -159,9 +159,7 @@ class GGUFFile:
     def number(self, key: str) -> int | float | None:
         """A number of the metadata; ``None`` if the key is missing or holds something else."""
         value = self.metadata.get(key)
-        return (
-            value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-        )
+        return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 class _Header:
@@ -210,7 +208,9 @@ class _Header:
     def _place(self, tensor: TensorInfo, start: int, alignment: int) -> TensorInfo:
         """The tensor with its offset in the file, its extent checked where the type is known."""
         offset = start + tensor.offset
-        values, size = BLOCKS.get(tensor.type, (1, 0))  # type: ignore[call-overload]
+        known = isinstance(tensor.type, TensorType)
+        # The size of other types is not known here, nor needed: they are refused when loaded.
+        values, size = BLOCKS.get(TensorType(tensor.type), (1, 0)) if known else (1, 0)
         if tensor.offset % alignment or (tensor.shape and tensor.shape[-1] % values):
             raise self._damaged(f"the tensor {tensor.name!r} is not aligned")
         if offset + prod(tensor.shape) // values * size > self._size:
@@ -229,7 +229,9 @@ class _Header:
         return at
 
     def _scalar(self, code: str) -> Any:
-        return struct.unpack_from("<" + code, self._data, self._take(struct.calcsize("<" + code)))[0]
+        return struct.unpack_from("<" + code, self._data, self._take(struct.calcsize("<" + code)))[
+            0
+        ]
 
     def _string(self) -> str:
         size = self._scalar("Q")
@@ -258,7 +260,9 @@ class _Header:
             return [self._string() for _ in range(count)]
         code = f"{count}{_SCALARS[inner]}"
         self._require(count)
-        return list(struct.unpack_from("<" + code, self._data, self._take(struct.calcsize("<" + code))))
+        return list(
+            struct.unpack_from("<" + code, self._data, self._take(struct.calcsize("<" + code)))
+        )
 
     def _require(self, size: int) -> None:
         """Refuse a count that the rest of the file can't hold, before anything is allocated."""

@@ -123,6 +123,7 @@ def _list(file: GGUFFile, key: str, kind: type) -> list[Any]:
     values = file.metadata.get(key)
     if not isinstance(values, list) or not all(isinstance(value, kind) for value in values):
         raise ModelFormatError(
-            f"{file.path} has no usable {key}.", remedy="Convert the model again, with its vocabulary."
+            f"{file.path} has no usable {key}.",
+            remedy="Convert the model again, with its vocabulary.",
         )
     return values

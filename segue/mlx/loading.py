@@ -36,7 +36,7 @@ def load(name: str | os.PathLike[str] = DEFAULT_MODEL, *, revision: str | None =
         revision: A branch, tag or commit of the repository.
 
     Returns:
-        The engine, for any number of `ChatSession`\\ s.
+        The engine, for any number of sessions.
 
     Raises:
         ModelNotFoundError: Nothing goes by that name, or it can't be fetched.
@@ -46,13 +46,14 @@ def load(name: str | os.PathLike[str] = DEFAULT_MODEL, *, revision: str | None =
         BackendMissingError: MLX or mlx-lm is not installed.
     """
     found = find(os.fspath(name))
-    _require_backend()
+    require_backend()
     if isinstance(found, Path) and found.is_file():
         return _load_gguf(found)
     return _load_mlx_lm(found, revision)
 
 
-def _require_backend() -> None:
+def require_backend() -> None:
+    """Raise BackendMissingError, which says what to install, unless MLX and mlx-lm load."""
     try:
         import mlx.core  # noqa: F401
         import mlx_lm  # noqa: F401

@@ -38,7 +38,7 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def cache_folder() -> Path:
-    """Where Segue looks for models it has names for: ``SEGUE_CACHE``, or the user's cache folder."""
+    """Where Segue keeps models it has names for: ``SEGUE_CACHE``, or the user's cache folder."""
     chosen = os.environ.get("SEGUE_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("segue", appauthor=False))
 
@@ -63,9 +63,7 @@ def find(name: str) -> Path | str:
     if _REPOSITORY.fullmatch(name) and not looks_like_path:
         return name
     if looks_like_path or os.sep in name:
-        raise ModelNotFoundError(
-            f"There is no file or folder {name!r}.", remedy="Check the path."
-        )
+        raise ModelNotFoundError(f"There is no file or folder {name!r}.", remedy="Check the path.")
     raise ModelNotFoundError(
         f"There is no model called {name!r}.",
         remedy=f"Use {', '.join(map(repr, ALIASES))}, a .gguf file, an mlx-lm folder, or a "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import mlx.core as mx
 from mlx_lm.sample_utils import (
@@ -35,14 +35,18 @@ class Sample(NamedTuple):
     top_logprobs: mx.array | None = None
     """Their log probabilities, shape ``(n,)``."""
 
+    def id(self) -> int:
+        """The token; waits for it."""
+        return cast(int, self.token.item())
+
     def logprobs(self) -> Mapping[int, float] | None:
         """The report of `GenerationResponse.logprobs`; waits for the arrays."""
         if self.logprob is None or self.top_tokens is None or self.top_logprobs is None:
             return None
-        tokens, values = self.top_tokens.tolist(), self.top_logprobs.tolist()
-        assert isinstance(tokens, list) and isinstance(values, list)
+        tokens = cast(list[int], self.top_tokens.tolist())
+        values = cast(list[float], self.top_logprobs.tolist())
         table = dict(zip(tokens, values, strict=True))
-        table.setdefault(int(self.token.item()), float(self.logprob.item()))
+        table.setdefault(self.id(), cast(float, self.logprob.item()))
         return dict(sorted(table.items(), key=lambda entry: -entry[1]))
 
 
@@ -136,7 +140,8 @@ def _filters(config: GenerationConfig, xtc_special_tokens: Sequence[int]) -> lis
 
         def min_p(logprobs: mx.array, _: mx.array) -> mx.array:
             least = min(config.min_tokens_to_keep, logprobs.shape[-1])
-            return apply_min_p(logprobs, config.min_p, least)
+            kept: mx.array = apply_min_p(logprobs, config.min_p, least)
+            return kept
 
         filters.append(min_p)
     if config.xtc_probability > 0:
@@ -167,4 +172,4 @@ def _first_key(seed: int | None) -> mx.array:
     if seed is not None:
         return mx.random.key(seed)
     # Drawn from MLX's global state, so that mx.random.seed makes a whole program repeatable.
-    return mx.random.key(int(mx.random.randint(0, 2**31 - 1).item()))
+    return mx.random.key(cast(int, mx.random.randint(0, 2**31 - 1).item()))

@@ -30,8 +30,8 @@ class MlxTokenizer:
         self.wrapped = wrapped
         if not wrapped.has_chat_template:
             raise MissingTemplateError(
-                f"The tokenizer of {self.name} has no chat template, so it can't hold a conversation "
-                "(it may belong to a base model).",
+                f"The tokenizer of {self.name} has no chat template, so it can't hold a "
+                "conversation (it may belong to a base model).",
                 remedy="Use an instruct or chat model, or set tokenizer.chat_template yourself.",
             )
 

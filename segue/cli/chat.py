@@ -1,0 +1,130 @@
+"""The conversation in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from time import perf_counter
+
+from rich.console import Console
+
+from ..config import GenerationConfig
+from ..errors import SegueError
+from ..response import GenerationResponse
+from ..session import ChatSession
+from .commands import COMMANDS
+from .markdown import MarkdownStream
+from .prompter import Prompter
+from .statistics import Statistics
+
+GREETING = (
+    "{name}. Enter sends, Alt-Enter begins a new line, Ctrl-C stops a reply, Ctrl-D leaves; /help."
+)
+
+# Below this many tokens, reading a prompt is over before a progress display could be read.
+TOKENS_WORTH_PROGRESS = 64
+
+
+def run(model: str, system: str | None, generation: GenerationConfig) -> None:
+    """Load a model and converse until the input ends."""
+    console = Console(highlight=False)
+    interactive = sys.stdin.isatty() and sys.stdout.isatty()
+    if not interactive:
+        from ..mlx.loading import load
+
+        answer_lines(ChatSession(load(model), instructions=system, generation=generation))
+        return
+    with console.status(f"loading {model} …"):
+        from ..mlx.loading import load
+
+        engine = load(model)
+    console.print(GREETING.format(name=engine.name), style="dim")
+    session = ChatSession(engine, instructions=system, generation=generation)
+    TerminalChat(session, console, Prompter(list(COMMANDS))).run()
+
+
+def answer_lines(session: ChatSession) -> None:
+    """Answer each line of standard input on standard output, plainly, as it comes."""
+    for line in sys.stdin:
+        if prompt := line.strip():
+            with session.stream(prompt) as reply:
+                for response in reply:
+                    sys.stdout.write(response.text)
+                    sys.stdout.flush()
+            sys.stdout.write("\n")
+            sys.stdout.flush()
+
+
+class TerminalChat:
+    """A conversation with a person at a terminal.
+
+    Args:
+        session: The conversation.
+        console: Where it is shown.
+        prompter: Asks for the person's next message.
+    """
+
+    def __init__(self, session: ChatSession, console: Console, prompter: Prompter) -> None:
+        self.session = session
+        self.console = console
+        self.statistics = Statistics()
+        self._prompter = prompter
+
+    def run(self) -> None:
+        """Converse until Ctrl-D or /quit."""
+        while True:
+            try:
+                text = self._prompter.ask()
+            except KeyboardInterrupt:
+                continue
+            except EOFError:
+                return
+            if not text.strip():
+                continue
+            try:
+                if text.startswith("/") and not text.startswith("//"):
+                    self._command(text)
+                else:
+                    self._turn(text.removeprefix("/"))
+            except EOFError:
+                return
+            except SegueError as error:
+                self.console.print(f"{error}", style="red", markup=False)
+
+    def _command(self, text: str) -> None:
+        name, _, argument = text[1:].partition(" ")
+        command = COMMANDS.get(name)
+        if command is None:
+            self.console.print(f"There is no /{name}; /help lists the commands.", markup=False)
+        else:
+            command.run(self, argument.strip())
+
+    def _turn(self, text: str) -> None:
+        started = perf_counter()
+        first_token = None
+        last: GenerationResponse | None = None
+        stopped = False
+        with MarkdownStream(self.console) as shown:
+
+            def progress(fed: int, total: int) -> None:
+                if total >= TOKENS_WORTH_PROGRESS:
+                    shown.note(f"reading {fed:,} of {total:,} tokens …")
+
+            reply = self.session.stream(text, prompt_progress_callback=progress)
+            try:
+                for response in reply:
+                    if first_token is None:
+                        first_token = perf_counter() - started
+                    last = response
+                    shown.write(response.text)
+            except KeyboardInterrupt:
+                stopped = True
+            finally:
+                written = len(reply.text)
+                # A Ctrl-C that comes this late asks for what is being done.
+                with suppress(KeyboardInterrupt):
+                    reply.close()
+                # A character or a stop string may have been withheld when the reply was stopped.
+                shown.write(reply.text[written:])
+        self.statistics.add(reply, last, first_token)
+        self.console.print(self.statistics.line(stopped=stopped), style="dim", markup=False)

@@ -1,0 +1,69 @@
+"""The slash commands of the chat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.markdown import Markdown
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from .chat import TerminalChat
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A slash command: how it is written, what it does, and the code that does it."""
+
+    usage: str
+    help: str
+    run: Callable[[TerminalChat, str], None]
+
+
+def _help(chat: TerminalChat, _: str) -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for command in COMMANDS.values():
+        table.add_row(command.usage, command.help)
+    table.add_row("//...", "say something that begins with a slash")
+    chat.console.print(table)
+
+
+def _clear(chat: TerminalChat, _: str) -> None:
+    chat.session.clear()
+    chat.console.print("The conversation is forgotten; the system message stays.", style="dim")
+
+
+def _system(chat: TerminalChat, text: str) -> None:
+    if text:
+        chat.session.instructions = text
+        chat.console.print("The system message changes with your next message.", style="dim")
+    else:
+        chat.console.print(chat.session.instructions or "There is no system message.", markup=False)
+
+
+def _history(chat: TerminalChat, _: str) -> None:
+    if not chat.session.history:
+        chat.console.print("Nothing has been said yet.", style="dim")
+    for message in chat.session.history:
+        chat.console.print(f"{message.role}:", style="bold")
+        chat.console.print(Markdown(message.content))
+
+
+def _stats(chat: TerminalChat, _: str) -> None:
+    chat.console.print(chat.statistics.table(cached_tokens=chat.session.cached_tokens))
+
+
+def _quit(chat: TerminalChat, _: str) -> None:
+    raise EOFError  # as Ctrl-D does
+
+
+COMMANDS = {
+    "help": Command("/help", "list the commands", _help),
+    "clear": Command("/clear", "forget the conversation, keep the system message", _clear),
+    "system": Command("/system [TEXT]", "set the system message, or show it", _system),
+    "history": Command("/history", "show what was said", _history),
+    "stats": Command("/stats", "show what the conversation has cost", _stats),
+    "quit": Command("/quit", "leave (as Ctrl-D does)", _quit),
+}

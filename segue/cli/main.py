@@ -1,0 +1,92 @@
+"""Entry point: ``segue chat``, ``segue doctor``."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import TextIO
+
+import click
+
+from .. import __version__
+from ..config import GenerationConfig
+from ..errors import SegueError
+from .options import generation_options
+
+# MLX and transformers take seconds to import: the modules that need them are imported inside the
+# commands, so that --help and a wrong option answer at once.
+
+FAILURE = 2
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="segue %(version)s")
+def cli() -> None:
+    """Talk with a local language model that never reads a token twice."""
+
+
+@cli.command()
+@click.option(
+    "--model",
+    default="smollm2",
+    show_default=True,
+    metavar="NAME",
+    help="smollm2, a .gguf file, an mlx-lm folder, or a Hugging Face repository id.",
+)
+@click.option("--system", default=None, metavar="TEXT", help="The system message.")
+@generation_options
+def chat(model: str, system: str | None, generation: GenerationConfig) -> None:
+    """Hold a conversation in the terminal; without one, answer each line of standard input."""
+    from .chat import run
+
+    run(model, system, generation)
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what this machine runs models on, and what would make it faster."""
+    from .doctor import report
+
+    click.echo(report())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0, or 2 with one line that says what is wrong."""
+    warnings.showwarning = _show_warning
+    try:
+        code = cli.main(args=arguments, prog_name="segue", standalone_mode=False)
+    except click.ClickException as error:
+        _complain(error.format_message())
+    except SegueError as error:
+        _complain(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has left; there is nobody to tell.
+        sys.stderr.close()
+        sys.exit(0)
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _complain(message: str) -> None:
+    click.echo("segue: " + " ".join(message.split()), err=True)
+    sys.exit(FAILURE)
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """One line for a warning, without the place in the code that means nothing to a user."""
+    click.echo(f"segue: {message}", err=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""A fake model that fills its cache as a real one does, and fails when told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+
+from ..config import GenerationConfig
+from ..engine import PrefillProgress, Step, Tokenizer
+from ..errors import GenerationError
+from ..interrupt import deliver_interrupt
+from .tokenizer import ToyTokenizer
+
+NextToken = Callable[[Sequence[int]], int]
+"""``ids in the cache -> the likeliest next id``."""
+
+
+class ScriptedModel:
+    """A model of several layers whose every forward pass can be scripted.
+
+    Args:
+        script: What it says: text (or ids) for each reply in turn, an end-of-reply token after
+            each; or a rule from the ids in the cache to the next id. A script that is used up
+            ends every reply at once.
+        tokenizer: Encodes the script's text.
+        layers: How many layers its cache has.
+        fail_at: Fail in these forward passes (the first is 1) ...
+        failure: ... with this exception; by default a `GenerationError`.
+
+    Attributes:
+        calls: Forward passes so far.
+        fed: The ids that each of them was fed.
+    """
+
+    def __init__(
+        self,
+        script: Iterable[str | Sequence[int]] | NextToken = (),
+        *,
+        tokenizer: Tokenizer | None = None,
+        layers: int = 3,
+        fail_at: Iterable[int] = (),
+        failure: BaseException | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer or ToyTokenizer()
+        self.layers = layers
+        self.fail_at = set(fail_at)
+        self.failure = failure
+        self.calls = 0
+        self.fed: list[tuple[int, ...]] = []
+        self._rule = script if callable(script) else None
+        self._replies = [] if callable(script) else [self._ids(reply) for reply in script]
+
+    def begin_reply(self) -> NextToken:
+        """The rule for the next reply: the caller's own, or the next part of the script."""
+        if self._rule is not None:
+            return self._rule
+        ids = iter(self._replies.pop(0) if self._replies else ())
+        end = min(self.tokenizer.eos_token_ids)
+        return lambda _: next(ids, end)
+
+    def forward(self, cache: list[list[int]], ids: Sequence[int]) -> None:
+        """Feed ids to every layer of a cache; one told to fail stops half way, as real ones do."""
+        self.calls += 1
+        self.fed.append(tuple(ids))
+        failing = self.calls in self.fail_at
+        for layer in cache[: self.layers // 2] if failing else cache:
+            layer.extend(ids)
+        if failing:
+            raise self.failure or GenerationError(
+                f"The fake model failed in forward pass {self.calls}, as it was told to.",
+                remedy="Try again: it fails in that pass alone.",
+            )
+
+    def _ids(self, reply: str | Sequence[int]) -> list[int]:
+        return list(self.tokenizer.encode(reply) if isinstance(reply, str) else reply)
+
+
+class FakeContext:
+    """The cache of a `ScriptedModel`: each layer holds the very ids it was fed.
+
+    Implements `segue.engine.Context`.
+
+    Args:
+        model: The model.
+        trimmable: Whether it can drop its newest tokens; else any rewind empties it.
+
+    Attributes:
+        cache: The layers.
+    """
+
+    def __init__(self, model: ScriptedModel, *, trimmable: bool = True) -> None:
+        self._model = model
+        self._trimmable = trimmable
+        self.cache: list[list[int]] = [[] for _ in range(model.layers)]
+
+    @property
+    def offset(self) -> int:
+        """How many tokens the cache holds.
+
+        Raises:
+            AssertionError: Its layers are out of step, which must never be seen.
+        """
+        first, *others = self.cache
+        assert all(layer == first for layer in others), "the layers are out of step"
+        return len(first)
+
+    @property
+    def peak_memory(self) -> int:
+        """A stand-in: one byte for each id that the layers hold."""
+        return sum(len(layer) for layer in self.cache)
+
+    def rewind(self, offset: int) -> int:
+        """See `segue.engine.Context.rewind`."""
+        if offset < self.offset:
+            for layer in self.cache:
+                del layer[offset if self._trimmable else 0 :]
+        return self.offset
+
+    def generate(
+        self,
+        ids: Sequence[int],
+        config: GenerationConfig,
+        progress: PrefillProgress | None = None,
+    ) -> Generator[Step, None, None]:
+        """See `segue.engine.Context.generate`."""
+        total = len(ids) - self.offset
+        assert total > 0, "the model must be fed at least one token"
+        assert tuple(self.cache[0]) == tuple(ids[: self.offset]), "the ledger is wrong"
+        say = self._model.begin_reply()
+        for end in range(0, total + config.prefill_step_size, config.prefill_step_size):
+            fed = min(end, total)
+            if fed:
+                self._feed(ids[self.offset : len(ids) - total + fed])
+            if progress is not None:
+                progress(fed, total)
+            deliver_interrupt()
+            if fed == total:
+                break
+        for _ in range(config.max_tokens):
+            # Fed before it is yielded, as a pipelined decode loop does.
+            token = say(self.cache[0])
+            self._feed([token])
+            yield Step(token)
+
+    def _feed(self, ids: Sequence[int]) -> None:
+        try:
+            self._model.forward(self.cache, ids)
+        except BaseException:
+            self.cache = [[] for _ in self.cache]
+            raise
+
+
+class FakeEngine:
+    """An engine whose model follows a script; implements `segue.engine.Engine`.
+
+    Args:
+        script: See `ScriptedModel`.
+        tokenizer: By default a `ToyTokenizer`.
+        trimmable: Whether its contexts can drop their newest tokens.
+        fail_at: See `ScriptedModel`.
+        failure: See `ScriptedModel`.
+
+    Attributes:
+        model: The model.
+        contexts: Every context made so far, newest last.
+    """
+
+    def __init__(
+        self,
+        script: Iterable[str | Sequence[int]] | NextToken = (),
+        *,
+        tokenizer: Tokenizer | None = None,
+        trimmable: bool = True,
+        fail_at: Iterable[int] = (),
+        failure: BaseException | None = None,
+    ) -> None:
+        self.model = ScriptedModel(script, tokenizer=tokenizer, fail_at=fail_at, failure=failure)
+        self.tokenizer = self.model.tokenizer
+        self.trimmable = trimmable
+        self.contexts: list[FakeContext] = []
+
+    def context(self, config: GenerationConfig) -> FakeContext:
+        """See `segue.engine.Engine.context`."""
+        context = FakeContext(self.model, trimmable=self.trimmable)
+        self.contexts.append(context)
+        return context
