@@ -129,17 +129,19 @@ def as_messages(
         return (prompt,)
     if isinstance(prompt, str):
         return (Message(role, prompt),)
-    if not isinstance(prompt, Sequence):
+    # Callers without a type checker pass anything.
+    given: object = prompt
+    if not isinstance(given, Sequence):
         raise MessageError(
-            f"A prompt can't be made from {type(prompt).__name__}.",
+            f"A prompt can't be made from {type(given).__name__}.",
             remedy="Pass a string, a Message, or a list of Messages.",
         )
-    if not prompt:
+    if not given:
         raise MessageError(
             "An empty sequence of messages gives the model nothing to answer.",
             remedy="Pass at least one Message.",
         )
-    return check_messages(prompt)
+    return check_messages(given)
 
 
 def check_messages(messages: Iterable[Message]) -> tuple[Message, ...]:

@@ -1,0 +1,35 @@
+"""What several tests share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import settings
+
+if TYPE_CHECKING:
+    from segue import MlxEngine
+
+# One set of examples for all: CI must not find on Tuesday what it missed on Monday. Searching goes
+# on where it is asked for: HYPOTHESIS_PROFILE=search pytest ...
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("search", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> MlxEngine:
+    """The real SmolLM2, loaded once."""
+    import segue
+
+    return segue.load("smollm2")
+
+
+@pytest.fixture
+def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A user's data and cache folders of the test's own."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path

@@ -1,0 +1,233 @@
+"""The invariants of a session, over any sequence of operations (fake engine, Hypothesis)."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import signal
+import zlib
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
+
+from segue import ChatSession, GenerationConfig, GenerationError, Message, Role
+from segue.testing import FakeEngine, ToyTokenizer
+
+TOKENIZER = ToyTokenizer()
+# Tokens that a reply is made of: words whose pieces are words too, both bytes of an é, and the end.
+SPOKEN = [
+    *TOKENIZER.encode("t"),
+    *TOKENIZER.encode("h"),
+    *TOKENIZER.encode("e"),
+    *TOKENIZER.encode("the"),
+    *TOKENIZER.encode("he"),
+    *"é".encode(),
+    *TOKENIZER.encode(" "),
+    TOKENIZER.end_id,
+]
+TEXTS = st.text(alphabet="the é\n", max_size=8)
+
+
+def say(ids: Sequence[int]) -> int:
+    """The next token, by the text alone: the same conversation gets the same reply."""
+    return SPOKEN[zlib.crc32(TOKENIZER.decode(ids).encode()) % len(SPOKEN)]
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """As plainly as it can be written: the optimum must not come from the code under test."""
+    count = 0
+    for x, y in zip(a, b, strict=False):
+        if x != y:
+            break
+        count += 1
+    return count
+
+
+class SessionMachine(RuleBasedStateMachine):
+    """Takes turns, breaks them off in every way, and changes settings in between."""
+
+    @initialize(
+        instructions=st.none() | TEXTS,
+        trimmable=st.booleans(),
+        history=st.lists(TEXTS, max_size=2),
+    )
+    def begin(self, instructions, trimmable, history):
+        self.engine = FakeEngine(say, trimmable=trimmable)
+        self.expected = [
+            Message(Role.USER if n % 2 == 0 else Role.ASSISTANT, text)
+            for n, text in enumerate(history)
+        ]
+        self.session = ChatSession(
+            self.engine,
+            instructions=instructions,
+            history=self.expected,
+            generation=GenerationConfig(max_tokens=6, prefill_step_size=7),
+        )
+        self.live = None
+
+    def cache(self) -> tuple[int, ...]:
+        context = self.session._context
+        return () if context is None else tuple(context.cache[0])
+
+    def render(self, messages, *, prompt: bool) -> str:
+        system = self.session.instructions
+        whole = [*([] if system is None else [Message.system(system)]), *messages]
+        return TOKENIZER.render(
+            [message.to_template() for message in whole],
+            add_generation_prompt=prompt,
+            template_kwargs={},
+        )
+
+    def start(self, text, **kwargs):
+        """Begin a turn, and check what it will feed before it is fed."""
+        self.settle()
+        before = self.cache()
+        same_kind = (
+            self.session._context is not None
+            and self.session._context_settings == self.session.generation.cache_settings
+        )
+        reply = self.session.stream(text, **kwargs)
+        self.expected.append(Message.user(text))
+        ids = self.session._ledger.ids
+        assert TOKENIZER.decode(ids) == self.render(self.expected, prompt=True)
+        assert reply.prompt_tokens == len(ids)
+        best = min(common_prefix(before, ids), len(ids) - 1) if same_kind else 0
+        if not self.engine.trimmable and best < len(before):
+            best = 0
+        assert reply.cached_tokens == best
+        return reply
+
+    def finish(self, reply, streamed):
+        """A turn is over: its text is recorded, with what was withheld behind what was streamed."""
+        assert reply.ended
+        assert reply.text.startswith(streamed)
+        assert len(reply.text) - len(streamed) <= 6
+        self.expected.append(Message.assistant(reply.text))
+
+    def settle(self):
+        """Whatever comes next closes the live reply."""
+        if self.live is not None:
+            reply, streamed = self.live
+            self.live = None
+            reply.close()
+            self.finish(reply, streamed)
+
+    @rule(text=TEXTS)
+    def whole_turn(self, text):
+        reply = self.start(text)
+        responses = list(reply)
+        self.finish(reply, "".join(response.text for response in responses))
+        assert reply.text == "".join(response.text for response in responses)
+        reasons = [response.finish_reason for response in responses]
+        assert all(reason is None for reason in reasons[:-1])
+        assert not responses or reasons[-1] is reply.finish_reason is not None
+        # The oracle: the same messages on a fresh engine get the same reply.
+        replayed = ChatSession(
+            FakeEngine(say),
+            instructions=self.session.instructions,
+            history=self.expected[:-2],
+            generation=self.session.generation,
+        )
+        assert replayed.respond(text) == reply.text
+
+    @rule(text=TEXTS, tokens=st.integers(0, 5))
+    def turn_left_live(self, text, tokens):
+        reply = self.start(text)
+        streamed = "".join(response.text for response in itertools.islice(reply, tokens))
+        if reply.ended:
+            self.finish(reply, streamed)
+        else:
+            self.live = (reply, streamed)
+
+    @precondition(lambda self: self.live is not None)
+    @rule()
+    def drop_the_live_reply(self):
+        reply, streamed = self.live
+        self.live = None
+        said = reply.text
+        del reply
+        recorded = self.session.history[-1]
+        assert recorded.role is Role.ASSISTANT
+        assert recorded.content.startswith(said)
+        assert said == streamed
+        self.expected.append(recorded)
+
+    @rule(text=TEXTS, calls=st.integers(1, 8), interrupt=st.booleans())
+    def turn_that_fails(self, text, calls, interrupt):
+        reply = self.start(text)
+        self.engine.model.fail_at = {self.engine.model.calls + calls}
+        self.engine.model.failure = KeyboardInterrupt() if interrupt else None
+        streamed = ""
+        try:
+            for response in reply:
+                streamed += response.text
+        except (GenerationError, KeyboardInterrupt):
+            assert self.session.cached_tokens == 0
+        self.engine.model.fail_at = set()
+        self.finish(reply, streamed)
+
+    @rule(text=TEXTS, at=st.integers(0, 30))
+    def turn_with_ctrl_c_in_prefill(self, text, at):
+        def press(fed, total):
+            if fed >= at:
+                os.kill(os.getpid(), signal.SIGINT)
+
+        reply = self.start(text, prompt_progress_callback=press)
+        streamed = ""
+        try:
+            for response in reply:
+                streamed += response.text
+        except KeyboardInterrupt:
+            assert self.session.cached_tokens >= min(at, reply.cached_tokens)
+        self.finish(reply, streamed)
+
+    @rule(instructions=st.none() | TEXTS)
+    def change_instructions(self, instructions):
+        self.session.instructions = instructions
+
+    @rule(
+        max_tokens=st.integers(0, 8),
+        stop=st.lists(st.sampled_from(["the", "he ", "é", "ee", "\ufffd"]), max_size=2),
+        kv_bits=st.sampled_from([None, None, None, 8]),
+        prefill_step_size=st.integers(1, 20),
+    )
+    def change_settings(self, **changes):
+        self.session.generation = dataclasses.replace(self.session.generation, **changes)
+
+    @rule()
+    def clear(self):
+        self.settle()
+        self.session.clear()
+        self.expected = []
+        assert not self.session.has_cache
+
+    @invariant()
+    def history_is_what_was_said(self):
+        if hasattr(self, "session"):
+            assert list(self.session.history) == self.expected
+
+    @invariant()
+    def the_ledger_is_what_the_cache_holds(self):
+        if hasattr(self, "session") and self.live is None and self.session._context is not None:
+            assert self.session._ledger.ids[: self.session.cached_tokens] == self.cache()
+            assert len(self.session._ledger.ids) == self.session._context.offset
+
+    def teardown(self):
+        if hasattr(self, "session"):
+            self.settle()
+
+
+SessionMachine.TestCase.settings = settings(
+    max_examples=int(os.environ.get("SEGUE_MACHINE_RUNS", "100")), stateful_step_count=50
+)
+TestSession = pytest.mark.timeout(600)(SessionMachine.TestCase)
