@@ -207,7 +207,7 @@ def _processors(processors: object) -> tuple[LogitsProcessor, ...]:
     for processor in checked:
         if not callable(processor):
             raise ConfigurationError(
-                f"{processor!r} can't process logits: it is not callable.",
+                f"logits_processors holds {processor!r}, which is not callable.",
                 remedy="Use callables (tokens, logits) -> logits.",
             )
     return checked

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+import segue.mlx  # noqa: F401 (puts a good BLAS in place before any test imports MLX)
+
 if TYPE_CHECKING:
     from segue import MlxEngine
 

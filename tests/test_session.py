@@ -57,7 +57,9 @@ def test_no_cache_before_the_first_turn():
 
 
 def test_no_cache_before_the_first_turn_with_a_history():
-    session = ChatSession(FakeEngine(["hello"]), history=[Message.user("a"), Message.assistant("b")])
+    session = ChatSession(
+        FakeEngine(["hello"]), history=[Message.user("a"), Message.assistant("b")]
+    )
     assert not session.has_cache
     session.respond("c")
     assert session.has_cache
@@ -284,9 +286,9 @@ def test_a_reply_closed_early_is_recorded_in_part_and_the_next_turn_is_increment
     session = ChatSession(FakeEngine(["hello there", "more"]))
     with session.stream("hi") as reply:
         for response in reply:
+            assert response.finish_reason is None
             if " t" in reply.text:
                 break
-    assert response.finish_reason is None
     assert reply.finish_reason is None
     assert session.history[-1] == Message.assistant("hello the")
     before = session.cached_tokens

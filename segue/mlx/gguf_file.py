@@ -181,7 +181,7 @@ class _Header:
         tensor_count, pair_count = self._scalar("Q"), self._scalar("Q")
         metadata: dict[str, Any] = {}
         for _ in range(pair_count):
-            key = self._string()
+            key = self._name()
             metadata[key] = self._value(self._type())
         tensors = [self._tensor() for _ in range(tensor_count)]
         alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
@@ -196,7 +196,7 @@ class _Header:
         return GGUFFile(self._path, metadata, placed)
 
     def _tensor(self) -> TensorInfo:
-        name = self._string()
+        name = self._name()
         rank = self._scalar("I")
         if rank > LARGEST_TENSOR_RANK:
             raise self._damaged(f"the tensor {name!r} has {rank} dimensions")
@@ -233,11 +233,20 @@ class _Header:
             0
         ]
 
-    def _string(self) -> str:
+    def _bytes(self) -> bytes:
         size = self._scalar("Q")
         at = self._take(size)
-        # Tokens of some vocabularies are not valid UTF-8; MLX-side users never need those exact.
-        return self._data[at : at + size].decode("utf-8", "replace")
+        return self._data[at : at + size]
+
+    def _string(self) -> str:
+        # Some vocabularies have tokens that are not valid UTF-8.
+        return self._bytes().decode("utf-8", "replace")
+
+    def _name(self) -> str:
+        try:
+            return self._bytes().decode("utf-8")
+        except UnicodeDecodeError:
+            raise self._damaged("a name in it is not valid UTF-8") from None
 
     def _type(self) -> ValueType:
         number = self._scalar("I")

@@ -52,8 +52,8 @@ def load_model(file: GGUFFile) -> nn.Module:
                 "read.",
                 remedy=f"Use a file of {', '.join(kind.name for kind in READABLE)}.",
             )
-    args = _arguments(file)
-    model = llama.Model(args)
+        _rename(tensor.name, file)
+    model = llama.Model(_arguments(file))
     try:
         arrays = mx.load(str(file.path), format="gguf")
     except RuntimeError as error:
@@ -70,8 +70,8 @@ def load_model(file: GGUFFile) -> nn.Module:
         bits = weight.shape[-1] * 32 // (scales.shape[-1] * GROUP_SIZE)
         return {"group_size": GROUP_SIZE, "bits": bits}
 
-    nn.quantize(model, class_predicate=quantization)
     try:
+        nn.quantize(model, class_predicate=quantization)
         model.load_weights(list(weights.items()))
     except ValueError as error:
         raise ModelFormatError(

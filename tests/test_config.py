@@ -1,0 +1,113 @@
+"""GenerationConfig: defaults, ranges, immutability."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import pickle
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segue import ConfigurationError, GenerationConfig
+
+WRONG = {
+    "max_tokens": [-1, 1.5, "3", None, True],
+    "temperature": [-0.1, math.nan, math.inf, "hot", None, True],
+    "top_p": [-0.1, 1.1, math.nan],
+    "min_p": [-0.1, 1.1],
+    "min_tokens_to_keep": [0, 1.0],
+    "top_k": [-1, 2.0],
+    "xtc_probability": [-0.1, 1.1],
+    "xtc_threshold": [-0.1, 0.6],
+    "repetition_penalty": [-1.0, 0, math.inf, "no"],
+    "repetition_context_size": [0, -3],
+    "presence_penalty": [math.nan, "no"],
+    "presence_context_size": [0],
+    "frequency_penalty": [math.inf, "no"],
+    "frequency_context_size": [0],
+    "logit_bias": [{-1: 1.0}, {"a": 1.0}, {1: math.nan}, [(1, 2.0)], 3],
+    "stop": ["", [""], [3], 3],
+    "seed": [-1, 1.5, 2**64],
+    "logprobs": [-1, 1.0, True],
+    "prefill_step_size": [0, -1, 2.5],
+    "kv_bits": [0, 1, 7, 16, "8", True],
+    "kv_group_size": [0, 16, 48, None],
+    "quantized_kv_start": [-1, 0.5],
+    "max_kv_size": [0, 7, 64.0],
+    "logits_processors": [[3], 3, lambda tokens, logits: logits],
+}
+
+
+def test_every_field_has_wrong_values_to_try():
+    assert set(WRONG) == {field.name for field in dataclasses.fields(GenerationConfig)}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+)
+def test_out_of_range_values_are_refused(name, value):
+    with pytest.raises(ConfigurationError) as raised:
+        GenerationConfig(**{name: value})
+    assert name in str(raised.value) or name == "stop"
+    assert raised.value.remedy
+
+
+def test_a_quantized_cache_of_bounded_size_is_refused():
+    with pytest.raises(ConfigurationError, match="kv_bits and max_kv_size"):
+        GenerationConfig(kv_bits=8, max_kv_size=64)
+
+
+def test_defaults():
+    config = GenerationConfig()
+    assert config.max_tokens == 256
+    assert config.temperature == 0.0
+    assert config.prefill_step_size == 2048
+    assert config.kv_bits is None
+    assert config.max_kv_size is None
+    assert config.stop == ()
+
+
+def test_it_is_immutable_and_copies_what_it_is_given():
+    bias, stop = {1: 2.0}, ["a"]
+    config = GenerationConfig(logit_bias=bias, stop=stop)
+    bias[2] = 3.0
+    stop.append("b")
+    assert config.logit_bias == {1: 2.0}
+    assert config.stop == ("a",)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.max_tokens = 3  # type: ignore[misc]
+
+
+def test_a_single_stop_string():
+    assert GenerationConfig(stop="END").stop == ("END",)
+
+
+@given(
+    st.builds(
+        GenerationConfig,
+        max_tokens=st.integers(0, 9),
+        temperature=st.floats(0, 9),
+        logit_bias=st.dictionaries(st.integers(0, 9), st.floats(-9, 9)),
+        stop=st.lists(st.text(min_size=1), max_size=3),
+        seed=st.none() | st.integers(0, 2**64 - 1),
+    )
+)
+def test_it_can_be_copied_pickled_and_replaced(config):
+    assert copy.deepcopy(config) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert dataclasses.replace(config) == config
+    assert hash(config) == hash(copy.deepcopy(config))
+
+
+def test_settings_that_shape_the_cache():
+    base = GenerationConfig().cache_settings
+    assert GenerationConfig(temperature=1.0, kv_group_size=32).cache_settings == base
+    for changed in ({"kv_bits": 8}, {"max_kv_size": 64}):
+        assert GenerationConfig(**changed).cache_settings != base
+    assert (
+        GenerationConfig(kv_bits=8, kv_group_size=32).cache_settings
+        != GenerationConfig(kv_bits=8).cache_settings
+    )

@@ -1,0 +1,132 @@
+"""Ctrl-C is held back while state changes, and never lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from segue import ChatSession, Message
+from segue.interrupt import InterruptHold, deliver_interrupt
+from segue.testing import FakeEngine
+
+
+def press() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupt_waits_until_it_is_delivered():
+    hold = InterruptHold()
+    with hold:
+        press()
+        assert hold.pending
+        with pytest.raises(KeyboardInterrupt):
+            deliver_interrupt()
+        assert not hold.pending
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_hold_inside_another_leaves_it_alone():
+    outer, inner = InterruptHold(), InterruptHold()
+    with outer:
+        with inner:
+            press()
+        assert outer.pending
+        assert not inner.pending
+        with pytest.raises(KeyboardInterrupt):
+            outer.deliver()
+
+
+def test_the_programs_own_handler_is_the_one_called():
+    calls = []
+    before = signal.signal(signal.SIGINT, lambda *_: calls.append(1))
+    try:
+        hold = InterruptHold()
+        with hold:
+            press()
+            assert calls == []
+            hold.deliver()
+            assert calls == [1]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_an_ignored_interrupt_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with InterruptHold() as hold:
+            press()
+            assert not hold.pending
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_other_threads_are_left_alone():
+    seen = []
+
+    def other() -> None:
+        with InterruptHold():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler]
+
+
+def test_without_a_hold_there_is_nothing_to_deliver():
+    deliver_interrupt()
+
+
+def interrupted_session(at: int) -> ChatSession:
+    """A session whose model presses Ctrl-C inside its n-th forward pass."""
+    engine = FakeEngine(["hello there", "fine"])
+    forward = engine.model.forward
+
+    def pressing(cache, ids):
+        half = len(cache) // 2
+        if engine.model.calls + 1 == at:
+            press()
+            assert half  # in the middle of the pass, were it not held back
+        forward(cache, ids)
+
+    engine.model.forward = pressing  # type: ignore[method-assign]
+    return ChatSession(engine)
+
+
+@pytest.mark.parametrize("at", [1, 2, 3, 4])
+def test_ctrl_c_inside_a_forward_pass_costs_no_cache(at):
+    session = interrupted_session(at)
+    streamed = ""
+    with pytest.raises(KeyboardInterrupt):
+        for response in session.stream("hi"):
+            streamed += response.text
+    assert session.history == (Message.user("hi"), Message.assistant(streamed))
+    held = session.cached_tokens
+    assert held > 0
+    with session.stream("go on") as reply:
+        list(reply)
+    assert reply.cached_tokens == held
+
+
+def test_ctrl_c_during_the_last_token_reaches_a_caller_that_iterates_no_further():
+    session = interrupted_session(2)
+    reply = session.stream("hi")
+    assert next(reply).text == "hello"
+    with pytest.raises(KeyboardInterrupt):
+        reply.close()
+    assert session.history[-1] == Message.assistant("hello")
+    reply.close()
+
+
+def test_ctrl_c_during_the_final_token_is_not_lost():
+    session = interrupted_session(7)
+    reply = session.stream("hi")
+    streamed = ""
+    with pytest.raises(KeyboardInterrupt):
+        for response in reply:
+            streamed += response.text
+    assert response.finish_reason is not None
+    assert streamed == "hello there"
