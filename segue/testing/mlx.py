@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, cast
 
+from .. import mlx as _good_blas_first  # noqa: F401
+
+# isort: split
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 
