@@ -38,7 +38,10 @@ def cli() -> None:
 @click.option("--system", default=None, metavar="TEXT", help="The system message.")
 @generation_options
 def chat(model: str, system: str | None, generation: GenerationConfig) -> None:
-    """Hold a conversation in the terminal; without one, answer each line of standard input."""
+    """Hold a conversation in the terminal.
+
+    Where standard input or output is not a terminal, answer each line of input plainly.
+    """
     from .chat import run
 
     run(model, system, generation)
@@ -46,7 +49,7 @@ def chat(model: str, system: str | None, generation: GenerationConfig) -> None:
 
 @cli.command()
 def doctor() -> None:
-    """Say what this machine runs models on, and what would make it faster."""
+    """Show what this machine runs models on, and its possible speed-ups."""
     from .doctor import report
 
     click.echo(report())

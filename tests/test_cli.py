@@ -1,0 +1,255 @@
+"""The segue command, by its whole output."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import sys
+
+import pytest
+from rich.console import Console
+
+import segue
+from segue import ChatSession, GenerationConfig
+from segue.cli import main as cli
+from segue.cli.chat import TerminalChat
+from segue.cli.commands import COMMANDS
+from segue.cli.markdown import MarkdownStream, split_finished
+from segue.cli.options import HELP, LEFT_OUT
+from segue.testing import FakeEngine
+
+
+def run(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as done:
+        cli.main(arguments)
+    return done.value.code
+
+
+def complaint(capsys, *arguments: str) -> str:
+    """What a failing command says: one line on standard error, nothing else, and exit code 2."""
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("segue: ")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.fixture(autouse=True)
+def _showwarning(monkeypatch):
+    import warnings
+
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+
+
+def test_version(capsys):
+    assert run("--version") == 0
+    assert capsys.readouterr().out == f"segue {segue.__version__}\n"
+
+
+def test_help_names_the_commands(capsys):
+    assert run("--help") == 0
+    assert capsys.readouterr().out == (
+        "Usage: segue [OPTIONS] COMMAND [ARGS]...\n"
+        "\n"
+        "  Talk with a local language model that never reads a token twice.\n"
+        "\n"
+        "Options:\n"
+        "  --version   Show the version and exit.\n"
+        "  -h, --help  Show this message and exit.\n"
+        "\n"
+        "Commands:\n"
+        "  chat    Hold a conversation in the terminal.\n"
+        "  doctor  Show what this machine runs models on, and its possible speed-ups.\n"
+    )
+
+
+def test_every_setting_has_an_option(capsys):
+    assert run("chat", "--help") == 0
+    shown = capsys.readouterr().out
+    fields = {field.name for field in dataclasses.fields(GenerationConfig)}
+    assert fields == set(HELP) | set(LEFT_OUT)
+    for name in HELP:
+        assert f"--{name.replace('_', '-')} " in shown
+
+
+def test_options_make_the_settings(monkeypatch):
+    seen = []
+    monkeypatch.setattr("segue.cli.chat.run", lambda *arguments: seen.append(arguments))
+    arguments = ["chat", "--model", "m", "--system", "s", "--max-tokens", "9", "--top-p", "0.5"]
+    arguments += ["--stop", "A", "--stop", "B", "--logit-bias", "42=-5", "--kv-bits", "8"]
+    assert run(*arguments) == 0
+    config = GenerationConfig(
+        max_tokens=9,
+        top_p=0.5,
+        stop=("A", "B"),
+        logit_bias={42: -5.0},
+        kv_bits=8,
+        prefill_step_size=512,
+    )
+    assert seen == [("m", "s", config)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["chat", "--nope"], "No such option '--nope'"),
+        (["nope"], "No such command 'nope'"),
+        (["chat", "--max-tokens", "many"], "'many' is not a valid integer"),
+        (["chat", "--max-tokens", "-1"], "max_tokens=-1 is out of range. Use 0 or more."),
+        (["chat", "--logit-bias", "x"], "not of the form TOKEN=VALUE"),
+        (["chat", "--kv-bits", "8", "--max-kv-size", "64"], "can't go together"),
+        (["chat", "--model", "smolm2"], "Did you mean 'smollm2'?"),
+        (["chat", "--model", "/missing.gguf"], "There is no file or folder '/missing.gguf'."),
+        (["chat", "--model", __file__], "is not a GGUF file."),
+        (["chat", "surplus"], "unexpected extra argument"),
+    ],
+)
+def test_what_is_wrong_is_told_in_one_line(capsys, arguments, told):
+    assert told in complaint(capsys, *arguments)
+
+
+def test_without_a_terminal_each_line_is_answered_plainly(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n\n  ho\n"))
+    monkeypatch.setattr("segue.mlx.loading.load", lambda name: FakeEngine(["hello", "*fine*"]))
+    assert run("chat") == 0
+    assert capsys.readouterr() == ("hello\n*fine*\n", "")
+
+
+@pytest.mark.smollm2
+def test_without_a_terminal_the_real_model_answers(capsys, monkeypatch):
+    monkeypatch.setattr(
+        sys, "stdin", io.StringIO("What is the capital of France? Answer briefly.\n")
+    )
+    assert run("chat") == 0
+    assert capsys.readouterr() == ("The capital of France is Paris.\n", "")
+
+
+def test_doctor_names_device_memory_and_versions(capsys):
+    assert run("doctor") == 0
+    lines = capsys.readouterr().out.splitlines()
+    named = {line.split("  ")[0].strip() for line in lines}
+    assert {"device", "memory", "matrix product", "segue", "mlx", "mlx-lm", "python"} <= named
+    product = next(line for line in lines if line.startswith("matrix product"))
+    assert float(product.split()[2].replace(",", "")) > 0
+
+
+def test_doctor_tells_a_machine_without_a_good_blas_what_to_do(capsys, monkeypatch):
+    from segue.mlx import blas
+
+    monkeypatch.setattr(blas, "status", blas.BlasStatus(True, problem="Slow. Do this."))
+    assert run("doctor") == 0
+    assert capsys.readouterr().out.endswith("\nSlow. Do this.\n")
+
+
+# --- the conversation ---------------------------------------------------------------------------
+
+
+class Typed:
+    """A prompter whose person has typed everything already."""
+
+    def __init__(self, *lines):
+        self._lines = iter(lines)
+
+    def ask(self):
+        line = next(self._lines, EOFError())
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+
+def converse(*lines, script=("hello", "fine", "well"), **kwargs) -> tuple[str, ChatSession]:
+    session = ChatSession(FakeEngine(script, **kwargs))
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    TerminalChat(session, console, Typed(*lines)).run()
+    return console.file.getvalue(), session
+
+
+def test_a_turn_shows_the_reply_and_one_quiet_line():
+    shown, session = converse("hi", "ho")
+    assert [message.content for message in session.history] == ["hi", "hello", "ho", "fine"]
+    replies = [line.strip() for line in shown.splitlines() if line.strip()]
+    assert replies[0] == "hello"
+    assert replies[2] == "fine"
+    first, second = replies[1], replies[3]
+    assert first.startswith("21 tokens read · 0 reused · first token ")
+    assert second.startswith("22 tokens read · 23 reused · first token ")
+    assert first.endswith(" tokens/s")
+
+
+def test_ctrl_c_at_the_prompt_asks_again_and_ctrl_d_leaves():
+    _, session = converse(KeyboardInterrupt(), "hi", EOFError(), "never")
+    assert len(session.history) == 2
+
+
+def test_ctrl_c_stops_the_reply_and_keeps_what_was_said():
+    shown, session = converse(
+        "hi", "ho", script=["hello there", "fine"], fail_at=[4], failure=KeyboardInterrupt()
+    )
+    assert [message.content for message in session.history] == ["hi", "hello ", "ho", "fine"]
+    assert "stopped · " in shown
+
+
+def test_a_failing_model_is_told_and_the_conversation_goes_on():
+    shown, session = converse("hi", "ho", fail_at=[1])
+    assert "The fake model failed in forward pass 1" in shown
+    assert len(session.history) == 4
+
+
+def test_commands():
+    shown, session = converse(
+        "/history",
+        "/system Be kind.",
+        "hi",
+        "/system",
+        "/history",
+        "/stats",
+        "/nope",
+        "//x",
+        "/quit",
+        "no",
+    )
+    assert session.instructions == "Be kind."
+    assert "Nothing has been said yet." in shown
+    assert "There is no /nope" in shown
+    assert "user:" in shown
+    assert "tokens generated" in shown
+    assert session.history[-2].content == "/x"
+    cleared, session = converse("hi", "/clear", "/help")
+    assert session.history == ()
+    for command in COMMANDS.values():
+        assert command.usage in cleared
+        assert command.help in cleared
+
+
+# --- Markdown that grows ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "finished"),
+    [
+        ("one", ""),
+        ("one\n\n", ""),
+        ("one\n\ntwo", "one\n\n"),
+        ("one\n\n- a\n\n- b", ""),
+        ("- a\n\n- b\n\nthree", "- a\n\n- b\n\n"),
+        ("```\na\n\nb", ""),
+        ("```\na\n\nb\n```\n\nc", "```\na\n\nb\n```\n\n"),
+        ("~~~\n```\n\nx\n~~~\n\ny", "~~~\n```\n\nx\n~~~\n\n"),
+        ("1. a\n\n2. b", ""),
+        ("a\n\n    indented", ""),
+    ],
+)
+def test_blocks_are_finished_only_when_nothing_can_change_them(text, finished):
+    assert split_finished(text) == (finished, text[len(finished) :])
+
+
+def test_a_streamed_text_is_shown_whole_once():
+    console = Console(file=io.StringIO(), width=60, force_terminal=False)
+    text = "# Title\n\nSome *words* here.\n\n```python\nx = 1\n```\n\n- a\n- b\n"
+    with MarkdownStream(console) as shown:
+        for letter in text:
+            shown.write(letter)
+    output = console.file.getvalue()
+    for part in ("Title", "Some words here.", "x = 1", "• a", "• b"):
+        assert output.count(part) == 1
