@@ -34,10 +34,15 @@ def run(model: str, system: str | None, generation: GenerationConfig) -> None:
 
         answer_lines(ChatSession(load(model), instructions=system, generation=generation))
         return
-    with console.status(f"loading {model} …"):
-        from ..mlx.loading import load
+    from ..mlx.loading import load
+    from ..mlx.names import find
 
+    if isinstance(find(model), str):
+        # A repository: the download shows its own progress, which a spinner would garble.
         engine = load(model)
+    else:
+        with console.status(f"loading {model} …"):
+            engine = load(model)
     console.print(GREETING.format(name=engine.name), style="dim")
     session = ChatSession(engine, instructions=system, generation=generation)
     TerminalChat(session, console, Prompter(list(COMMANDS))).run()

@@ -1,0 +1,167 @@
+"""What a session costs per token, beside mlx-lm's bare decode loop on the same work.
+
+    python benchmarks/decode_overhead.py [--model NAME] [--tokens N] [--runs N]
+
+In each run all ways take turns on the same model, prompt and machine: the bare loop
+(`mlx_lm.generate_step`, no text made), `mlx_lm.stream_generate` (text made, no session), and
+`ChatSession.stream`. Their greedy tokens must be the same. Apart from that, the session's own work
+is timed alone, over an engine that takes no time. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from time import perf_counter
+from typing import Any
+
+import segue
+import segue.mlx  # a good BLAS, before MLX
+
+# isort: split
+import mlx.core as mx
+import mlx_lm
+from mlx_lm.generate import generate_step
+
+from segue.engine import Step
+
+PROMPT = "Explain, step by step and with examples, how a river shapes the land that it flows over."
+
+
+class InstantContext:
+    """Yields tokens that are there already."""
+
+    offset = 0
+    peak_memory = 0
+
+    def __init__(self, tokens: list[int]) -> None:
+        self._tokens = tokens
+
+    def rewind(self, offset: int) -> int:
+        return 0
+
+    def generate(self, ids: Any, config: Any, progress: Any = None) -> Iterator[Step]:
+        for token in self._tokens:
+            yield Step(token)
+
+
+class InstantEngine:
+    """An engine that takes no time, with a real tokenizer."""
+
+    def __init__(self, tokenizer: Any, tokens: list[int]) -> None:
+        self.tokenizer = tokenizer
+        self._tokens = tokens
+
+    def context(self, config: Any) -> InstantContext:
+        return InstantContext(self._tokens)
+
+
+def rate(stream: Iterator[int]) -> tuple[float, list[int]]:
+    """Tokens per second between the first token and the last, and the tokens."""
+    tokens = [next(stream)]
+    started = perf_counter()
+    tokens.extend(stream)
+    return (len(tokens) - 1) / (perf_counter() - started), tokens
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    return {
+        "median": round(statistics.median(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--runs", type=int, default=30)
+    options = parser.parse_args()
+
+    engine = segue.load(options.model)
+    model, tokenizer = engine.model, engine.tokenizer.wrapped
+    # No token ends a reply early: every way generates the same number.
+    tokenizer.eos_token_ids = set()
+    config = segue.GenerationConfig(max_tokens=options.tokens)
+    text = engine.tokenizer.render(
+        [{"role": "user", "content": PROMPT}], add_generation_prompt=True, template_kwargs={}
+    )
+    ids = engine.tokenizer.encode(text)
+
+    def bare() -> Iterator[int]:
+        for token, _ in generate_step(mx.array(ids), model, max_tokens=options.tokens):
+            yield token
+
+    def stream_generate() -> Iterator[int]:
+        for response in mlx_lm.stream_generate(model, tokenizer, ids, max_tokens=options.tokens):
+            yield response.token
+
+    def session() -> Iterator[int]:
+        for response in segue.ChatSession(engine, generation=config).stream(PROMPT):
+            yield response.token
+
+    ways: dict[str, Callable[[], Iterator[int]]] = {
+        "generate_step": bare,
+        "stream_generate": stream_generate,
+        "segue": session,
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for run in range(options.runs + 1):
+        said = {}
+        # Each run begins with another way, so that none always follows the same one.
+        order = list(ways)[run % len(ways) :] + list(ways)[: run % len(ways)]
+        for name in order:
+            speed, said[name] = rate(ways[name]())
+            if run:  # the first one warms up
+                rates[name].append(speed)
+        assert said["segue"] == said["generate_step"], "the greedy tokens differ"
+
+    own = []
+    instant = InstantEngine(engine.tokenizer, said["segue"] * 8)
+    long = segue.GenerationConfig(max_tokens=len(said["segue"]) * 8)
+    for run in range(options.runs + 1):
+        speed, _ = rate(
+            response.token
+            for response in segue.ChatSession(instant, generation=long).stream(PROMPT)
+        )
+        if run:
+            own.append(1e6 / speed)
+
+    per_token = 1e6 / statistics.median(rates["generate_step"])
+    result = {
+        "benchmark": "decode_overhead",
+        "machine": mx.device_info().get("device_name", platform.processor()),
+        "device": str(mx.default_device()),
+        "versions": {name: metadata.version(name) for name in ("segue", "mlx", "mlx-lm")},
+        "model": engine.name,
+        "prompt_tokens": len(ids),
+        "tokens": options.tokens,
+        "runs": options.runs,
+        "tokens_per_second": {name: spread(values) for name, values in rates.items()},
+        # Of medians: on a shared machine single pairs swing far more than what is measured.
+        "ratio_to_generate_step": {
+            name: round(
+                statistics.median(rates[name]) / statistics.median(rates["generate_step"]), 4
+            )
+            for name in ("stream_generate", "segue")
+        },
+        "paired_ratio_of_segue": spread(
+            [a / b for a, b in zip(rates["segue"], rates["generate_step"], strict=True)]
+        ),
+        "own_microseconds_per_token": spread(own),
+        "own_share_of_a_token": round(statistics.median(own) / per_token, 5),
+    }
+    for name, values in result["tokens_per_second"].items():
+        print(f"{name:16} {values['median']:8.1f} tokens/s")
+    print(f"segue over generate_step: {result['ratio_to_generate_step']['segue']:.3f}")
+    print(f"session's own work: {result['own_microseconds_per_token']['median']:.1f} µs per token")
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

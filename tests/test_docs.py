@@ -1,0 +1,58 @@
+"""The code that README and docs show runs, and the reference is what the docstrings say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
+
+
+def code(page: Path) -> list[str]:
+    tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
+    return [token.content for token in tokens if token.type == "fence" and token.info == "python"]
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_shown_runs(page, capsys):
+    blocks = code(page)
+    assert blocks
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), namespace)
+    if page.name == "README.md":
+        assert capsys.readouterr().out == (
+            "The capital of France is Paris.\nThe capital of Italy is Rome."
+        )
+
+
+def test_the_readme_shows_six_lines_of_code():
+    (block,) = code(PAGES[0])
+    assert len([line for line in block.splitlines() if line.strip()]) <= 6
+
+
+def test_links_lead_somewhere():
+    for page in [*PAGES, ROOT / "docs" / "design.md"]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_design_names_the_rooms_there_are():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    for file in [*(ROOT / "segue").glob("*.py"), *(ROOT / "segue" / "mlx").glob("[a-z]*.py")]:
+        assert file.name in text, file
+
+
+def test_the_reference_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "make_reference.py")
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    assert reference.render() == (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), (
+        "run: make docs"
+    )
