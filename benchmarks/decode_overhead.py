@@ -1,6 +1,8 @@
 """What a session costs per token, beside mlx-lm's bare decode loop on the same work.
 
-    python benchmarks/decode_overhead.py [--model NAME] [--tokens N] [--runs N]
+    python benchmarks/decode_overhead.py [--model NAME | --shape 135M|1B|8B] [--tokens N] [--runs N]
+
+`--shape` takes a llama of that shape with random bfloat16 weights, for machines without a model.
 
 In each run all ways take turns on the same model, prompt and machine: the bare loop
 (`mlx_lm.generate_step`, no text made), `mlx_lm.stream_generate` (text made, no session), and
@@ -26,10 +28,51 @@ import segue.mlx  # a good BLAS, before MLX
 import mlx.core as mx
 import mlx_lm
 from mlx_lm.generate import generate_step
+from mlx_lm.models import llama
+from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from segue.engine import Step
 
 PROMPT = "Explain, step by step and with examples, how a river shapes the land that it flows over."
+
+
+# Hidden size, layers, heads, KV heads, inner size, vocabulary.
+SHAPES = {
+    "135M": (576, 30, 9, 3, 1536, 49152),
+    "1B": (2048, 16, 32, 8, 8192, 128256),
+    "8B": (4096, 32, 32, 8, 14336, 128256),
+}
+
+
+def random_engine(shape: str) -> segue.MlxEngine:
+    """A llama with random weights, and a byte-level tokenizer filled up to its vocabulary."""
+    hidden, layers, heads, kv_heads, inner, vocabulary = SHAPES[shape]
+    model = llama.Model(
+        llama.ModelArgs(
+            model_type="llama",
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            intermediate_size=inner,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            rms_norm_eps=1e-5,
+            vocab_size=vocabulary,
+        )
+    )
+    model.set_dtype(mx.bfloat16)
+    mx.eval(model.parameters())
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    names = [*alphabet, *(f"w{index}" for index in range(len(alphabet), vocabulary))]
+    tokenizer = Tokenizer(models.BPE({name: index for index, name in enumerate(names)}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    template = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+    wrapped = PreTrainedTokenizerFast(tokenizer_object=tokenizer, chat_template=template)
+    return segue.MlxEngine(
+        model, TokenizerWrapper(wrapped, BPEStreamingDetokenizer), name=f"random llama {shape}"
+    )
 
 
 class InstantContext:
@@ -79,11 +122,12 @@ def spread(values: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--shape", choices=SHAPES)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--runs", type=int, default=30)
     options = parser.parse_args()
 
-    engine = segue.load(options.model)
+    engine = random_engine(options.shape) if options.shape else segue.load(options.model)
     model, tokenizer = engine.model, engine.tokenizer.wrapped
     # No token ends a reply early: every way generates the same number.
     tokenizer.eos_token_ids = set()
@@ -137,7 +181,8 @@ def main() -> None:
         "benchmark": "decode_overhead",
         "machine": mx.device_info().get("device_name", platform.processor()),
         "device": str(mx.default_device()),
-        "versions": {name: metadata.version(name) for name in ("segue", "mlx", "mlx-lm")},
+        "segue": segue.__version__,
+        "versions": {name: metadata.version(name) for name in ("mlx", "mlx-lm")},
         "model": engine.name,
         "prompt_tokens": len(ids),
         "tokens": options.tokens,
