@@ -65,13 +65,10 @@ def __getattr__(name: str) -> Any:
 
         return load
     if name == "MlxEngine":
-        try:
-            from .mlx.engine import MlxEngine
-        except ImportError as error:
-            raise BackendMissingError(
-                f"MlxEngine needs MLX, which does not load here ({error}).",
-                remedy="Install it: pip install 'segue[cpu]' on a Linux CPU, 'segue[cuda13]' or "
-                "'segue[cuda12]' with an NVIDIA GPU, plain segue on macOS.",
-            ) from error
+        from .mlx.loading import require_backend
+
+        require_backend()
+        from .mlx.engine import MlxEngine
+
         return MlxEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+# On NVIDIA GPUs MLX multiplies in TF32 unless told not to: too coarse for the oracle.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
 import segue.mlx  # noqa: F401 (puts a good BLAS in place before any test imports MLX)
 
 if TYPE_CHECKING:

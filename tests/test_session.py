@@ -1,53 +1,19 @@
-"""Turns over the fake engine: what is fed, what is recorded, what survives a failure."""
+"""What a session holds, what a turn feeds, and what it takes (fake engine)."""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Sequence
-
 import pytest
+from ledgers import check_ledger, held, rendered, say
 
 from segue import (
     ChatSession,
     ConfigurationError,
-    FinishReason,
     GenerationConfig,
-    GenerationError,
     Message,
     MessageError,
     Role,
-    SessionBusyError,
-    TemplateError,
 )
 from segue.testing import FakeEngine, ScriptedModel, ToyTokenizer
-
-
-def held(session: ChatSession) -> tuple[int, ...]:
-    """The ids in the session's KV cache; every layer must hold the same."""
-    context = session._context
-    assert context is not None
-    assert context.offset == len(context.cache[0])  # type: ignore[attr-defined]
-    return tuple(context.cache[0])  # type: ignore[attr-defined]
-
-
-def rendered(session: ChatSession, messages: Sequence[Message], *, prompt: bool) -> str:
-    tokenizer = session._engine.tokenizer
-    system = [Message.system(session.instructions)] if session.instructions is not None else []
-    return tokenizer.render(
-        [message.to_template() for message in [*system, *messages]],
-        add_generation_prompt=prompt,
-        template_kwargs=session.template_kwargs,
-    )
-
-
-def check_ledger(session: ChatSession) -> None:
-    """The ledger invariant: what we believe the cache holds is what it holds."""
-    if session.has_cache:
-        assert session._ledger.ids == held(session)
-        assert len(session._ledger.ids) == session.cached_tokens
-
-
-# --- the cache's life ---------------------------------------------------------------------------
 
 
 def test_no_cache_before_the_first_turn():
@@ -92,9 +58,6 @@ def test_clear_closes_the_live_reply_first():
     session.clear()
     assert reply.ended
     assert session.history == ()
-
-
-# --- what a turn feeds --------------------------------------------------------------------------
 
 
 def test_turn_two_feeds_exactly_its_new_suffix_and_history_grows_by_two():
@@ -142,11 +105,8 @@ def test_a_prompt_that_the_cache_holds_whole_feeds_one_token():
 
 
 def test_changed_instructions_give_the_same_tokens_as_a_fresh_session_with_them():
-    def rule(ids: Sequence[int]) -> int:
-        return 97 + hash(tuple(ids)) % 26
-
     config = GenerationConfig(max_tokens=12)
-    session = ChatSession(FakeEngine(rule), instructions="Be brief.", generation=config)
+    session = ChatSession(FakeEngine(say), instructions="Be brief.", generation=config)
     session.respond("hi")
     history = session.history
     session.instructions = "Be long."
@@ -154,7 +114,7 @@ def test_changed_instructions_give_the_same_tokens_as_a_fresh_session_with_them(
         list(reply)
 
     fresh = ChatSession(
-        FakeEngine(rule), instructions="Be long.", history=history, generation=config
+        FakeEngine(say), instructions="Be long.", history=history, generation=config
     )
     with fresh.stream("and now?") as other:
         list(other)
@@ -207,314 +167,6 @@ def test_prefill_goes_in_chunks_and_reports_progress():
     session.respond("a long question", prompt_progress_callback=lambda *at: seen.append(at))
     total = seen[-1][1]
     assert seen == [*((fed, total) for fed in range(0, total, 4)), (total, total)]
-
-
-# --- how replies end ----------------------------------------------------------------------------
-
-
-def test_streaming_and_non_streaming_agree():
-    script = ["hello there, world", "and again"]
-    one, other = ChatSession(FakeEngine(script)), ChatSession(FakeEngine(script))
-    for prompt in ("hi", "ho"):
-        with other.stream(prompt) as reply:
-            streamed = "".join(response.text for response in reply)
-        assert one.respond(prompt) == streamed
-    assert one.history == other.history
-
-
-def test_streamed_text_equals_recorded_text():
-    session = ChatSession(FakeEngine(["naïve 😀 世界"]))
-    with session.stream("hi") as reply:
-        streamed = "".join(response.text for response in reply)
-    assert streamed == session.history[-1].content == reply.text == "naïve 😀 世界"
-
-
-@pytest.mark.parametrize(
-    ("config", "reason", "text"),
-    [
-        (GenerationConfig(), FinishReason.STOP, "hello there"),
-        (GenerationConfig(max_tokens=3), FinishReason.LENGTH, "hello the"),
-        (GenerationConfig(stop=("lo th",)), FinishReason.STOP, "hel"),
-        (GenerationConfig(stop="e"), FinishReason.STOP, "h"),
-        (GenerationConfig(stop=("hello",)), FinishReason.STOP, ""),
-        (GenerationConfig(stop=("hello there",)), FinishReason.STOP, ""),
-        (GenerationConfig(stop=("there!",)), FinishReason.STOP, "hello there"),
-        (GenerationConfig(stop=("there!",), max_tokens=4), FinishReason.LENGTH, "hello ther"),
-        (GenerationConfig(stop=(" t",), max_tokens=3), FinishReason.STOP, "hello"),
-    ],
-)
-def test_exactly_one_finish_reason_on_the_last_response(config, reason, text):
-    session = ChatSession(FakeEngine(["hello there", "more"]), generation=config)
-    with session.stream("hi") as reply:
-        responses = list(reply)
-    assert [response.finish_reason for response in responses] == [None] * (len(responses) - 1) + [
-        reason
-    ]
-    assert reply.finish_reason is reason
-    assert "".join(response.text for response in responses) == text
-    assert session.history[-1] == Message.assistant(text)
-    check_ledger(session)
-    before = session.cached_tokens
-    with session.stream("and then?") as reply:
-        list(reply)
-    if reason is not FinishReason.STOP or text == "hello there":
-        assert reply.cached_tokens == before
-    check_ledger(session)
-
-
-def test_a_stop_string_behind_the_last_token_of_the_detokenizer_still_counts():
-    lead = "é".encode()[0]
-    session = ChatSession(FakeEngine([[104, lead]]), generation=GenerationConfig(stop=("h\ufffd",)))
-    with session.stream("hi") as reply:
-        responses = list(reply)
-    assert reply.text == ""
-    assert responses[-1].finish_reason is FinishReason.STOP
-
-
-def test_zero_tokens_generate_nothing_and_record_an_empty_reply():
-    session = ChatSession(FakeEngine(["hello"]), generation=GenerationConfig(max_tokens=0))
-    with session.stream("hi") as reply:
-        assert list(reply) == []
-    assert session.history == (Message.user("hi"), Message.assistant(""))
-    assert reply.finish_reason is FinishReason.LENGTH
-    assert session.cached_tokens == reply.prompt_tokens
-    assert session.respond("ho") == ""
-    check_ledger(session)
-
-
-def test_a_reply_closed_early_is_recorded_in_part_and_the_next_turn_is_incremental():
-    session = ChatSession(FakeEngine(["hello there", "more"]))
-    with session.stream("hi") as reply:
-        for response in reply:
-            assert response.finish_reason is None
-            if " t" in reply.text:
-                break
-    assert reply.finish_reason is None
-    assert session.history[-1] == Message.assistant("hello the")
-    before = session.cached_tokens
-    check_ledger(session)
-    with session.stream("and then?") as reply:
-        list(reply)
-    assert reply.cached_tokens == before
-    check_ledger(session)
-
-
-def test_a_reply_closed_before_it_began_is_recorded_as_empty():
-    session = ChatSession(FakeEngine(["hello", "more"]))
-    session.stream("hi").close()
-    assert session.history == (Message.user("hi"), Message.assistant(""))
-    assert session.cached_tokens == 0
-    session.respond("ho")
-    check_ledger(session)
-
-
-def test_closing_twice_records_once():
-    session = ChatSession(FakeEngine(["hello"]))
-    reply = session.stream("hi")
-    next(reply)
-    reply.close()
-    reply.close()
-    with pytest.raises(StopIteration):
-        next(reply)
-    assert len(session.history) == 2
-
-
-def test_another_turn_closes_the_live_reply_which_records_it():
-    session = ChatSession(FakeEngine(["hello there", "more"]))
-    reply = session.stream("hi")
-    next(reply)
-    assert session.respond("wait") == "more"
-    assert reply.ended
-    assert [message.content for message in session.history] == ["hi", "hello", "wait", "more"]
-    check_ledger(session)
-
-
-def test_a_reply_that_is_garbage_collected_unclosed_is_recorded():
-    session = ChatSession(FakeEngine(["hello there", "more"]))
-    reply = session.stream("hi")
-    next(reply)
-    del reply
-    gc.collect()
-    assert session.history[-1] == Message.assistant("hello")
-    session.respond("ho")
-    check_ledger(session)
-
-
-def test_a_reply_in_a_reference_cycle_is_recorded():
-    session = ChatSession(FakeEngine(["hello there"]))
-    reply = session.stream("hi")
-    next(reply)
-    cycle = [reply]
-    cycle.append(cycle)  # type: ignore[arg-type]
-    del cycle, reply
-    gc.collect()
-    assert session.history[-1] == Message.assistant("hello")
-
-
-def test_a_reply_outlives_its_session():
-    reply = ChatSession(FakeEngine(["hello there"])).stream("hi")
-    gc.collect()
-    assert "".join(response.text for response in reply) == "hello there"
-
-
-# --- withheld tails -----------------------------------------------------------------------------
-
-LEAD = "é".encode()[0]
-
-
-def test_a_withheld_tail_is_flushed_on_early_close():
-    session = ChatSession(FakeEngine([[104, LEAD, 105], "ok"]))
-    with session.stream("hi") as reply:
-        assert next(reply).text == "h"
-        assert next(reply).text == ""
-    assert reply.text == "h\ufffd"
-    assert session.history[-1] == Message.assistant("h\ufffd")
-    before = session.cached_tokens
-    with session.stream("go on") as reply:
-        list(reply)
-    assert reply.cached_tokens == before
-    check_ledger(session)
-
-
-def test_a_withheld_tail_is_flushed_on_an_error():
-    session = ChatSession(FakeEngine([[104, LEAD, 105]], fail_at=[4]))
-    with pytest.raises(GenerationError):
-        session.respond("hi")
-    assert session.history[-1] == Message.assistant("h\ufffd")
-
-
-@pytest.mark.parametrize("max_tokens", [2, 3])
-def test_a_withheld_tail_is_flushed_at_eos_and_at_length(max_tokens):
-    session = ChatSession(
-        FakeEngine([[104, LEAD]]), generation=GenerationConfig(max_tokens=max_tokens)
-    )
-    with session.stream("hi") as reply:
-        texts = [response.text for response in reply]
-    assert "".join(texts) == "h\ufffd" == session.history[-1].content
-    assert texts[-1] == "\ufffd"
-
-
-def test_text_held_back_for_a_stop_string_is_not_lost_on_early_close():
-    session = ChatSession(FakeEngine(["hello there"]), generation=GenerationConfig(stop=("lol",)))
-    with session.stream("hi") as reply:
-        assert next(reply).text == "hel"
-    assert session.history[-1] == Message.assistant("hello")
-
-
-# --- failures -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("trimmable", [True, False])
-@pytest.mark.parametrize("call", [1, 2, 3, 5])
-@pytest.mark.parametrize("failure", [None, RuntimeError("boom"), KeyboardInterrupt()])
-def test_a_model_failure_keeps_what_was_said_and_the_session_goes_on(call, failure, trimmable):
-    def rule(ids: Sequence[int]) -> int:
-        return 97 + hash(tuple(ids)) % 26
-
-    config = GenerationConfig(max_tokens=8)
-    engine = FakeEngine(rule, fail_at=[call], failure=failure, trimmable=trimmable)
-    session = ChatSession(engine, generation=config)
-    streamed = ""
-    with pytest.raises(type(failure) if failure else GenerationError):
-        for response in session.stream("hi"):
-            streamed += response.text
-    assert session.history == (Message.user("hi"), Message.assistant(streamed))
-    assert len(streamed) == max(call - 2, 0)
-    assert session.cached_tokens == 0
-    with session.stream("again") as reply:
-        list(reply)
-    check_ledger(session)
-    fresh = ChatSession(FakeEngine(rule), history=session.history[:2], generation=config)
-    with fresh.stream("again") as other:
-        list(other)
-    assert reply.tokens == other.tokens
-
-
-def test_a_progress_callback_that_fails_leaves_what_was_read_in_the_cache():
-    engine = FakeEngine(["hello", "fine"])
-    session = ChatSession(engine, generation=GenerationConfig(prefill_step_size=4))
-
-    def fail(fed: int, total: int) -> None:
-        if fed == 8:
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        session.respond("a long question", prompt_progress_callback=fail)
-    assert session.cached_tokens == 8
-    check_ledger(session)
-    session.respond("another")
-    check_ledger(session)
-
-
-def test_an_interrupt_between_chunks_of_prefill_leaves_what_was_read_in_the_cache():
-    import os
-    import signal
-
-    session = ChatSession(FakeEngine(["hello"]), generation=GenerationConfig(prefill_step_size=4))
-
-    def press(fed: int, total: int) -> None:
-        if fed == 8:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.raises(KeyboardInterrupt):
-        session.respond("a long question", prompt_progress_callback=press)
-    assert session.cached_tokens == 8
-    assert session.history[-1] == Message.assistant("")
-    check_ledger(session)
-
-
-def test_a_template_that_fails_is_named_and_changes_nothing():
-    engine = FakeEngine(["hello", "x"], tokenizer=ToyTokenizer(roles=("user", "assistant")))
-    session = ChatSession(engine)
-    session.respond("hi")
-    before = (session.history, held(session), session.cached_tokens)
-    with pytest.raises(TemplateError, match="chat template of the toy tokenizer") as raised:
-        session.respond("result", role=Role.TOOL)
-    assert raised.value.remedy
-    assert (session.history, held(session), session.cached_tokens) == before
-    session.respond("go on")
-    check_ledger(session)
-
-
-def test_a_prompt_of_the_wrong_kind_changes_nothing_and_keeps_the_live_reply():
-    session = ChatSession(FakeEngine(["hello there"]))
-    reply = session.stream("hi")
-    next(reply)
-    for wrong in (None, 3, [], ["text"], b"bytes", {"role": "user"}):
-        with pytest.raises(MessageError):
-            session.respond(wrong)  # type: ignore[arg-type]
-    assert not reply.ended
-
-
-def test_settings_the_model_can_not_follow_change_nothing():
-    class Refusing(FakeEngine):
-        def context(self, config):
-            if config.max_kv_size is not None:
-                raise ConfigurationError("No.", remedy="Don't.")
-            return super().context(config)
-
-    session = ChatSession(Refusing(["hello", "fine"]))
-    session.respond("hi")
-    before = (session.history, session.cached_tokens)
-    session.generation = GenerationConfig(max_kv_size=64)
-    with pytest.raises(ConfigurationError):
-        session.respond("ho")
-    assert (session.history, session.cached_tokens) == before
-    session.generation = GenerationConfig()
-    with session.stream("ho") as reply:
-        list(reply)
-    assert reply.cached_tokens == before[1]
-
-
-def test_using_the_session_inside_its_own_turn_is_refused():
-    session = ChatSession(FakeEngine(["hello", "fine"]))
-    with pytest.raises(SessionBusyError, match="at this moment"):
-        session.respond("hi", prompt_progress_callback=lambda *_: session.clear())
-    assert session.respond("ho") == "fine"
-    check_ledger(session)
-
-
-# --- prompts, history, settings -----------------------------------------------------------------
 
 
 def test_several_messages_make_one_turn():
@@ -571,11 +223,8 @@ def test_a_history_of_something_else_is_refused():
 
 
 def test_sessions_on_one_engine_do_not_disturb_each_other():
-    def rule(ids: Sequence[int]) -> int:
-        return 97 + hash(tuple(ids)) % 26
-
     config = GenerationConfig(max_tokens=6)
-    engine = FakeEngine(rule)
+    engine = FakeEngine(say)
     sessions = [ChatSession(engine, instructions=str(n), generation=config) for n in range(3)]
     for _ in range(3):
         replies = [session.stream("go") for session in sessions]
@@ -583,7 +232,7 @@ def test_sessions_on_one_engine_do_not_disturb_each_other():
             for reply in replies:
                 next(reply)
     for n, session in enumerate(sessions):
-        alone = ChatSession(FakeEngine(rule), instructions=str(n), generation=config)
+        alone = ChatSession(FakeEngine(say), instructions=str(n), generation=config)
         for _ in range(3):
             alone.respond("go")
         assert session.history == alone.history

@@ -1,0 +1,37 @@
+"""What a session over the fake engine really holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from segue import ChatSession, Message
+
+
+def held(session: ChatSession) -> tuple[int, ...]:
+    """The ids in the session's KV cache; every layer must hold the same."""
+    context = session._context
+    assert context is not None
+    assert context.offset == len(context.cache[0])  # type: ignore[attr-defined]
+    return tuple(context.cache[0])  # type: ignore[attr-defined]
+
+
+def rendered(session: ChatSession, messages: Sequence[Message], *, prompt: bool) -> str:
+    tokenizer = session._engine.tokenizer
+    system = [Message.system(session.instructions)] if session.instructions is not None else []
+    return tokenizer.render(
+        [message.to_template() for message in [*system, *messages]],
+        add_generation_prompt=prompt,
+        template_kwargs=session.template_kwargs,
+    )
+
+
+def check_ledger(session: ChatSession) -> None:
+    """The ledger invariant: what we believe the cache holds is what it holds."""
+    if session.has_cache:
+        assert session._ledger.ids == held(session)
+        assert len(session._ledger.ids) == session.cached_tokens
+
+
+def say(ids: Sequence[int]) -> int:
+    """A letter that depends on every id in the cache."""
+    return 97 + hash(tuple(ids)) % 26
