@@ -55,18 +55,19 @@ def find(name: str) -> Path | str:
     if path.exists():
         return path
     near = difflib.get_close_matches(name.lower(), ALIASES, n=1)
-    if near:
-        raise ModelNotFoundError(
-            f"There is no model called {name!r}.", remedy=f"Did you mean {near[0]!r}?"
-        )
     looks_like_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".gguf"
-    if _REPOSITORY.fullmatch(name) and not looks_like_path:
-        return name
-    if looks_like_path or os.sep in name:
-        raise ModelNotFoundError(f"There is no file or folder {name!r}.", remedy="Check the path.")
+    if not near:
+        if _REPOSITORY.fullmatch(name) and not looks_like_path:
+            return name
+        if looks_like_path or os.sep in name:
+            raise ModelNotFoundError(
+                f"There is no file or folder {name!r}.", remedy="Check the path."
+            )
     raise ModelNotFoundError(
         f"There is no model called {name!r}.",
-        remedy=f"Use {', '.join(map(repr, ALIASES))}, a .gguf file, an mlx-lm folder, or a "
+        remedy=f"Did you mean {near[0]!r}?"
+        if near
+        else f"Use {', '.join(map(repr, ALIASES))}, a .gguf file, an mlx-lm folder, or a "
         "repository id such as 'mlx-community/Qwen3-0.6B-4bit'.",
     )
 

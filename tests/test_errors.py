@@ -1,0 +1,56 @@
+"""Every error that the package raises: distinct, and with a remedy."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+import segue
+from segue import errors
+
+PACKAGE = Path(segue.__file__).parent
+TREE = {
+    name
+    for name, value in vars(errors).items()
+    if isinstance(value, type) and issubclass(value, errors.SegueError)
+}
+
+
+def raised() -> list[tuple[str, ast.Call]]:
+    """Every place in the package that makes one of our errors."""
+    return [
+        (f"{file.relative_to(PACKAGE)}:{node.lineno}", node)
+        for file in PACKAGE.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in TREE
+    ]
+
+
+def test_there_are_many_and_each_says_what_to_do():
+    places = raised()
+    assert len(places) > 40
+    for place, call in places:
+        assert "remedy" in {keyword.arg for keyword in call.keywords}, place
+
+
+def test_no_two_say_the_same():
+    messages = Counter(ast.unparse(call.args[0]) for _, call in raised())
+    assert [message for message, count in messages.items() if count > 1] == []
+
+
+def test_an_error_shows_what_happened_and_what_to_do():
+    error = segue.ConfigurationError("This is wrong.", remedy="Do that.")
+    assert str(error) == "This is wrong. Do that."
+    assert (error.what, error.remedy) == ("This is wrong.", "Do that.")
+
+
+def test_errors_are_also_of_the_kinds_that_python_programs_expect():
+    assert issubclass(segue.ConfigurationError, ValueError)
+    assert issubclass(segue.GenerationError, RuntimeError)
+    assert issubclass(segue.ModelNotFoundError, FileNotFoundError)
+    assert issubclass(segue.BackendMissingError, ImportError)
+    missing = segue.BackendMissingError("Not here.", remedy="Install it.")
+    assert str(missing) == missing.msg == "Not here. Install it."
+    gone = segue.ModelNotFoundError("Not here.", remedy="Look there.")
+    assert str(gone) == "Not here. Look there."
