@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +19,9 @@ KV_BITS = (2, 3, 4, 5, 6, 8)
 KV_GROUP_SIZES = (32, 64, 128)
 # A rotating cache always keeps its first four tokens, and needs room beside them.
 SMALLEST_KV_SIZE = 8
+# MLX takes sizes as 32-bit integers, and logits overflow long before their type does.
+LARGEST_INT = 2**31 - 1
+LARGEST = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +62,8 @@ class GenerationConfig:
             8 or more, not together with `kv_bits`. ``None`` keeps all. Models that bring a cache
             layout of their own ignore it.
         logits_processors: More processors, applied after penalties and bias. Each turn works on
-            deep copies of them, so state that one gathers never reaches the next turn.
+            deep copies of them, so what an object gathers in one turn never reaches the next.
+            (Python copies no functions: one that gathers state in a closure keeps it.)
 
     Raises:
         ConfigurationError: A value is out of its range or of the wrong type.
@@ -94,7 +97,7 @@ class GenerationConfig:
     def __post_init__(self) -> None:
         for name in ("max_tokens", "top_k", "logprobs", "quantized_kv_start"):
             _check_int(name, getattr(self, name), least=0)
-        for name in (
+        for name in (  # sizes of slices
             "min_tokens_to_keep",
             "repetition_context_size",
             "presence_context_size",
@@ -106,20 +109,15 @@ class GenerationConfig:
             _check_int("max_kv_size", self.max_kv_size, least=SMALLEST_KV_SIZE)
         if self.seed is not None:
             _check_int("seed", self.seed, least=0, most=2**64 - 1)
-        _check_float("temperature", self.temperature, least=0.0)
+        _check_float("temperature", self.temperature, least=0.0, most=LARGEST)
         for name in ("top_p", "min_p", "xtc_probability"):
             _check_float(name, getattr(self, name), least=0.0, most=1.0)
         _check_float("xtc_threshold", self.xtc_threshold, least=0.0, most=0.5)
         for name in ("presence_penalty", "frequency_penalty"):
             if getattr(self, name) is not None:
-                _check_float(name, getattr(self, name))
+                _check_float(name, getattr(self, name), least=-LARGEST, most=LARGEST)
         if self.repetition_penalty is not None:
-            _check_float("repetition_penalty", self.repetition_penalty, least=0.0)
-            if self.repetition_penalty == 0:
-                raise ConfigurationError(
-                    "repetition_penalty divides logits and can't be 0.",
-                    remedy="Use 1 (or None) for no penalty.",
-                )
+            _check_float("repetition_penalty", self.repetition_penalty, least=1e-6, most=1e6)
         if self.kv_bits is not None:
             _check_choice("kv_bits", self.kv_bits, KV_BITS)
         _check_choice("kv_group_size", self.kv_group_size, KV_GROUP_SIZES)
@@ -140,30 +138,29 @@ class GenerationConfig:
         return (self.max_kv_size, *(quantized if self.kv_bits is not None else ()))
 
 
-def _check_int(name: str, value: object, *, least: int, most: int | None = None) -> None:
-    bound = f"{least} or more" if most is None else f"from {least} to {most}"
+def _check_int(name: str, value: object, *, least: int, most: int = LARGEST_INT) -> None:
+    bound = f"{least} or more" if most == LARGEST_INT else f"from {least} to {most}"
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigurationError(
             f"{name} is a whole number, not {value!r}.", remedy=f"Use an int, {bound}."
         )
-    if value < least or (most is not None and value > most):
+    if not least <= value <= most:
         raise ConfigurationError(f"{name}={value} is out of range.", remedy=f"Use {bound}.")
 
 
-def _check_float(
-    name: str, value: object, *, least: float | None = None, most: float | None = None
-) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+def _check_float(name: str, value: object, *, least: float, most: float) -> None:
+    # Whole numbers may be too large to be looked at as floats; NaN lies between no bounds.
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ConfigurationError(
-            f"{name} is a finite number, not {value!r}.", remedy=f"Pass {name} as a float."
+            f"{name} is a number, not {value!r}.", remedy=f"Pass {name} as a float."
         )
-    if (least is not None and value < least) or (most is not None and value > most):
-        bound = f"{least:g} or more" if most is None else f"from {least:g} to {most:g}"
-        raise ConfigurationError(f"{name}={value:g} is out of range.", remedy=f"Use {bound}.")
+    if not least <= value <= most:
+        bound = f"from {least:g} to {most:g}" if most < LARGEST else f"{least:g} or more"
+        raise ConfigurationError(f"{name}={value} is beyond its bounds.", remedy=f"Use {bound}.")
 
 
 def _check_choice(name: str, value: object, choices: tuple[int, ...]) -> None:
-    if isinstance(value, bool) or value not in choices:
+    if type(value) is not int or value not in choices:
         raise ConfigurationError(
             f"{name}={value!r} is not possible.",
             remedy=f"Use one of {', '.join(map(str, choices))}.",
@@ -193,8 +190,8 @@ def _logit_bias(bias: object) -> dict[int, float]:
         )
     for token, value in bias.items():
         _check_int("a logit_bias token id", token, least=0)
-        _check_float(f"logit_bias[{token}]", value)
-    return dict(bias)
+        _check_float(f"logit_bias[{token}]", value, least=-LARGEST, most=LARGEST)
+    return {token: float(value) for token, value in bias.items()}
 
 
 def _processors(processors: object) -> tuple[LogitsProcessor, ...]:

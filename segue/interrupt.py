@@ -7,6 +7,7 @@ hold, and the interrupt is delivered at the next place where everything is in st
 
 from __future__ import annotations
 
+import _thread
 import signal
 import threading
 from collections.abc import Callable
@@ -54,6 +55,13 @@ class InterruptHold:
     def _keep(self, signum: int, frame: FrameType | None) -> None:
         self.pending = True
 
+    def pass_on(self) -> None:
+        """Have what is pending strike soon, for callers that must not raise it themselves."""
+        if self.pending:
+            self.pending = False
+            # From a thread: here it could strike inside a finalizer, where it would be swallowed.
+            threading.Timer(0.001, _thread.interrupt_main).start()
+
     def deliver(self) -> None:
         """Run the handler that a pending interrupt was meant for.
 
@@ -71,5 +79,5 @@ def deliver_interrupt() -> None:
     Raises:
         KeyboardInterrupt: An interrupt was pending.
     """
-    if _active is not None:
+    if _active is not None and threading.current_thread() is threading.main_thread():
         _active.deliver()

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from .errors import MessageError
 
@@ -55,6 +55,13 @@ class Message:
                 f"A message's content is text, not {type(self.content).__name__}.",
                 remedy="Pass a string (an empty one for a message of tool calls alone).",
             )
+        try:
+            self.content.encode()
+        except UnicodeEncodeError as error:
+            raise MessageError(
+                f"A message's content has a character that is no text: {error.reason}.",
+                remedy="Decode the text with errors='replace' where it comes from.",
+            ) from None
         for field in ("name", "tool_call_id"):
             value = getattr(self, field)
             if value is not None and not isinstance(value, str):
@@ -77,7 +84,7 @@ class Message:
                 )
         # The dataclass is frozen: normalized fields go in through the base class.
         object.__setattr__(self, "role", role)
-        object.__setattr__(self, "tool_calls", copy.deepcopy(calls))
+        object.__setattr__(self, "tool_calls", _copied(calls))
 
     @classmethod
     def system(cls, content: str) -> Message:
@@ -92,7 +99,8 @@ class Message:
     @classmethod
     def assistant(cls, content: str, *, tool_calls: Iterable[Mapping[str, Any]] = ()) -> Message:
         """A message from the model, with the tool calls it makes, if any."""
-        return cls(Role.ASSISTANT, content, tool_calls=tuple(tool_calls))
+        # The constructor makes a tuple of them, once it knows that it can.
+        return cls(Role.ASSISTANT, content, tool_calls=cast(Any, tool_calls))
 
     @classmethod
     def tool(
@@ -113,6 +121,16 @@ class Message:
         return entry
 
 
+def _copied(calls: tuple[Mapping[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    try:
+        return tuple(copy.deepcopy(dict(call)) for call in calls)
+    except TypeError as error:
+        raise MessageError(
+            f"A tool call holds something that can't be copied: {error}.",
+            remedy="Use dicts, lists, strings and numbers.",
+        ) from None
+
+
 def as_messages(
     prompt: str | Message | Sequence[Message], role: Role = Role.USER
 ) -> tuple[Message, ...]:
@@ -131,7 +149,7 @@ def as_messages(
         return (Message(role, prompt),)
     # Callers without a type checker pass anything.
     given: object = prompt
-    if not isinstance(given, Sequence):
+    if not isinstance(given, Sequence) or isinstance(given, bytes):
         raise MessageError(
             f"A prompt can't be made from {type(given).__name__}.",
             remedy="Pass a string, a Message, or a list of Messages.",
@@ -150,6 +168,11 @@ def check_messages(messages: Iterable[Message]) -> tuple[Message, ...]:
     Raises:
         MessageError: One of them is not a `Message`.
     """
+    if not isinstance(messages, Iterable):
+        raise MessageError(
+            f"A history is a sequence of Messages, not {type(messages).__name__}.",
+            remedy="Pass a list of Messages, or leave it out.",
+        )
     checked = tuple(messages)
     for message in checked:
         if not isinstance(message, Message):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from collections.abc import Set as AbstractSet
 from time import perf_counter
 from types import TracebackType
 
 from .config import GenerationConfig
-from .engine import Context, Step, Tokenizer
+from .engine import Context, Detokenizer, Step
 from .errors import SessionBusyError
 from .interrupt import InterruptHold
 from .response import FinishReason, GenerationResponse
@@ -33,7 +34,8 @@ class Reply:
         steps: Generator[Step, None, None],
         *,
         context: Context,
-        tokenizer: Tokenizer,
+        eos_token_ids: AbstractSet[int],
+        detokenizer: Detokenizer,
         config: GenerationConfig,
         prompt_tokens: int,
         cached_tokens: int,
@@ -41,9 +43,9 @@ class Reply:
     ) -> None:
         self._steps = steps
         self._context = context
-        self._eos = tokenizer.eos_token_ids
+        self._eos = eos_token_ids
         self._max_tokens = config.max_tokens
-        self._detokenizer = tokenizer.detokenizer()
+        self._detokenizer = detokenizer
         self._stops = StopStrings(config.stop)
         self._prompt_tokens = prompt_tokens
         self._cached_tokens = cached_tokens
@@ -135,6 +137,7 @@ class Reply:
         if not getattr(self, "_ended", True) and not self._running:
             with self._hold:
                 self._end()
+            self._hold.pass_on()
 
     def _claim(self) -> None:
         if self._running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -10,6 +11,7 @@ from typing import Any
 from .config import GenerationConfig
 from .engine import Context, Engine, PrefillProgress
 from .errors import ConfigurationError
+from .interrupt import InterruptHold
 from .ledger import TokenLedger, tokens_to_keep
 from .messages import Message, Role, as_messages, check_messages
 from .prompt import append_reply, build_prompt
@@ -29,7 +31,8 @@ class ChatSession:
         history: A conversation to go on from, a leading system message included. It is read in
             the first turn.
         generation: Settings of the replies.
-        template_kwargs: Arguments for the model's chat template (``tools``, ``enable_thinking``).
+        template_kwargs: Arguments for the model's chat template (``tools``, ``enable_thinking``);
+            copied.
 
     Raises:
         ConfigurationError: An argument has the wrong type.
@@ -45,10 +48,20 @@ class ChatSession:
         generation: GenerationConfig = GenerationConfig(),  # noqa: B008 (immutable)
         template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
+        if not callable(getattr(engine, "context", None)):
+            raise ConfigurationError(
+                f"{engine!r} is not an engine.",
+                remedy="Pass what segue.load(...) returns, or an MlxEngine.",
+            )
+        if template_kwargs is not None and not isinstance(template_kwargs, Mapping):
+            raise ConfigurationError(
+                f"template_kwargs maps names to values; it is not {template_kwargs!r}.",
+                remedy="Pass a dict such as {'enable_thinking': False}.",
+            )
         self._engine = engine
         self.instructions = instructions
         self.generation = generation
-        self._template_kwargs = dict(template_kwargs or {})
+        self._template_kwargs = copy.deepcopy(dict(template_kwargs or {}))
         self._history = list(check_messages(history))
         self._context: Context | None = None
         self._context_settings: tuple[int | None, ...] = ()
@@ -103,7 +116,11 @@ class ChatSession:
 
     @property
     def cached_tokens(self) -> int:
-        """How many tokens the KV cache holds."""
+        """How many tokens the KV cache stands for.
+
+        With `GenerationConfig.max_kv_size`, and in models with sliding windows, the oldest of them
+        are counted although their keys and values have made room for newer ones.
+        """
         return 0 if self._context is None else self._context.offset
 
     def respond(
@@ -136,7 +153,8 @@ class ChatSession:
     ) -> Reply:
         """Begin a turn; the model works as the reply is iterated.
 
-        The new messages are in the history when this returns; nothing has been fed yet.
+        A live reply is closed first, whatever comes of this one. The new messages are in the
+        history when this returns; nothing has been fed yet.
 
         Args:
             prompt: Text, a message, or several messages (the results of several tools, say).
@@ -150,6 +168,11 @@ class ChatSession:
             SessionBusyError: A turn of this session is running at this moment.
         """
         messages = as_messages(prompt, role)
+        if prompt_progress_callback is not None and not callable(prompt_progress_callback):
+            raise ConfigurationError(
+                f"{prompt_progress_callback!r} can't be told about progress: it is not callable.",
+                remedy="Pass a function of (tokens fed, tokens to feed).",
+            )
         self._close_live()
         config = self._generation
         tokenizer = self._engine.tokenizer
@@ -164,21 +187,28 @@ class ChatSession:
         assert context is not None
         steps = context.generate(prompt_ledger.ids, config, prompt_progress_callback)
 
-        self._context, self._context_settings = context, config.cache_settings
-        cached = context.rewind(tokens_to_keep(held, prompt_ledger))
-        # From here on the cache is filled from this prompt, and holds its first `offset` ids.
-        self._ledger = prompt_ledger
-        self._history.extend(messages)
-        reply = Reply(
-            steps,
-            context=context,
-            tokenizer=tokenizer,
-            config=config,
-            prompt_tokens=len(prompt_ledger.ids),
-            cached_tokens=cached,
-            record=self._record,
-        )
-        self._live = weakref.ref(reply)
+        detokenizer = tokenizer.detokenizer()
+
+        hold = InterruptHold()
+        with hold:
+            self._context, self._context_settings = context, config.cache_settings
+            cached = context.rewind(tokens_to_keep(held, prompt_ledger))
+            # From here on the cache is filled from this prompt, and holds its first `offset` ids.
+            self._ledger = prompt_ledger
+            self._history.extend(messages)
+            reply = Reply(
+                steps,
+                context=context,
+                eos_token_ids=tokenizer.eos_token_ids,
+                detokenizer=detokenizer,
+                config=config,
+                prompt_tokens=len(prompt_ledger.ids),
+                cached_tokens=cached,
+                record=self._record,
+            )
+            self._live = weakref.ref(reply)
+            # The reply is dropped then, which records it as empty.
+            hold.deliver()
         return reply
 
     def clear(self) -> None:
@@ -198,9 +228,9 @@ class ChatSession:
         """Write back what a turn really did; called by the reply, once."""
         context = self._context
         assert context is not None
+        self._history.append(Message.assistant(reply.text))
         ledger = append_reply(self._engine.tokenizer, self._ledger, reply.tokens)
         # After a failure the cache may hold less than was generated, or nothing; an interrupt may
         # have struck before the last token was told, and then the cache gives it back.
         context.rewind(len(ledger.ids))
         self._ledger = ledger.truncate(context.offset)
-        self._history.append(Message.assistant(reply.text))

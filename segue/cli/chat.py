@@ -7,6 +7,7 @@ from contextlib import suppress
 from time import perf_counter
 
 from rich.console import Console
+from rich.text import Text
 
 from ..config import GenerationConfig
 from ..errors import SegueError
@@ -28,6 +29,9 @@ TOKENS_WORTH_PROGRESS = 64
 def run(model: str, system: str | None, generation: GenerationConfig) -> None:
     """Load a model and converse until the input ends."""
     console = Console(highlight=False)
+    # A program may be started with its standard streams closed.
+    if sys.stdin is None or sys.stdout is None:
+        return
     interactive = sys.stdin.isatty() and sys.stdout.isatty()
     if not interactive:
         from ..mlx.loading import load
@@ -41,9 +45,9 @@ def run(model: str, system: str | None, generation: GenerationConfig) -> None:
         # A repository: the download shows its own progress, which a spinner would garble.
         engine = load(model)
     else:
-        with console.status(f"loading {model} …"):
+        with console.status(Text(f"loading {model} …")):
             engine = load(model)
-    console.print(GREETING.format(name=engine.name), style="dim")
+    console.print(GREETING.format(name=engine.name), style="dim", markup=False)
     session = ChatSession(engine, instructions=system, generation=generation)
     TerminalChat(session, console, Prompter(list(COMMANDS))).run()
 
@@ -94,7 +98,11 @@ class TerminalChat:
             except EOFError:
                 return
             except SegueError as error:
-                self.console.print(f"{error}", style="red", markup=False)
+                self.console.print(str(error), style="red", markup=False)
+            # Whatever else a model does wrong ends the turn, not the conversation.
+            except Exception as error:
+                told = f"The turn failed ({type(error).__name__}): {error}"
+                self.console.print(told, style="red", markup=False)
 
     def _command(self, text: str) -> None:
         name, _, argument = text[1:].partition(" ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import warnings
 from collections.abc import Sequence
@@ -58,18 +59,24 @@ def doctor() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: 0, or 2 with one line that says what is wrong."""
     warnings.showwarning = _show_warning
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        # Bytes that are no text, and characters that the terminal can't show, must not end us.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         code = cli.main(args=arguments, prog_name="segue", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        sys.exit(FAILURE)
     except click.ClickException as error:
         _complain(error.format_message())
     except SegueError as error:
         _complain(str(error))
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
-    except BrokenPipeError:
-        # Whoever read our output has left; there is nobody to tell.
-        sys.stderr.close()
-        sys.exit(0)
+    # The last resort: a bug of ours, or of what we call, is told in a line too.
+    except Exception as error:
+        _complain(f"this should not have happened ({type(error).__name__}): {error}")
     else:
         sys.exit(code if isinstance(code, int) else 0)
 

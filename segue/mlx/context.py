@@ -10,7 +10,7 @@ from mlx_lm.generate import generation_stream, maybe_quantize_kv_cache, wired_li
 
 from ..config import GenerationConfig
 from ..engine import PrefillProgress, Step
-from ..errors import GenerationError, SegueError
+from ..errors import ConfigurationError, GenerationError, SegueError
 from ..interrupt import deliver_interrupt
 from .sampling import Sample, Sampling
 
@@ -28,6 +28,7 @@ class MlxContext:
         model: The model.
         make_cache: Makes the empty caches, one a layer.
         make_sampling: Makes the sampling of a reply; refuses what the model can't do.
+        vocabulary: How many tokens the model knows, where that is known; larger ids are refused.
     """
 
     def __init__(
@@ -35,10 +36,13 @@ class MlxContext:
         model: Model,
         make_cache: Callable[[], list[Any]],
         make_sampling: Callable[[GenerationConfig], Sampling],
+        *,
+        vocabulary: int | None = None,
     ) -> None:
         self._model = model
         self._make_cache = make_cache
         self._make_sampling = make_sampling
+        self._vocabulary = vocabulary
         self._cache = make_cache()
         self._offset = 0
 
@@ -57,12 +61,18 @@ class MlxContext:
         surplus = self._offset - offset
         if surplus <= 0:
             return self._offset
-        if offset <= 0 or not all(layer.is_trimmable() for layer in self._cache):
+        if offset <= 0 or not all(map(_can_trim, self._cache)):
             self._empty()
-        else:
-            for layer in self._cache:
-                layer.trim(surplus)
+            return self._offset
+        try:
+            trimmed = [layer.trim(surplus) for layer in self._cache]
+        except BaseException:
+            self._empty()
+            raise
+        if all(count == surplus for count in trimmed):
             self._offset = offset
+        else:
+            self._empty()
         return self._offset
 
     def generate(
@@ -72,6 +82,7 @@ class MlxContext:
         progress: PrefillProgress | None = None,
     ) -> Generator[Step, None, None]:
         """See `segue.engine.Context.generate`."""
+        self._check_ids(ids)
         return self._generate(ids, config, self._make_sampling(config), progress)
 
     def _generate(
@@ -131,7 +142,8 @@ class MlxContext:
                 raise
             self._empty()
             # MLX reports what goes wrong on the device as a RuntimeError.
-            if isinstance(error, RuntimeError) and not isinstance(error, SegueError):
+            mapped = isinstance(error, SegueError) or error is sampling.failure
+            if isinstance(error, RuntimeError) and not mapped:
                 raise GenerationError(
                     f"The model failed during a forward pass: {error}. The KV cache was emptied; "
                     "the conversation is kept and will be read again.",
@@ -167,6 +179,21 @@ class MlxContext:
             mx.async_eval(*(array for array in sample if array is not None))  # type: ignore[no-untyped-call]
         return sample
 
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        """MLX reads embeddings unchecked: an id too large would read memory that is not theirs."""
+        if self._vocabulary is not None and ids and max(ids) >= self._vocabulary:
+            raise ConfigurationError(
+                f"The tokenizer made token {max(ids)}, but the model has {self._vocabulary} tokens, "
+                "so they don't belong together.",
+                remedy="Use the model's own tokenizer.",
+            )
+
     def _empty(self) -> None:
         self._cache = self._make_cache()
         self._offset = 0
+
+
+def _can_trim(layer: Any) -> bool:
+    """Whether a layer can drop its newest tokens and be what it was before them."""
+    # A chunked layer says it can, but has dropped the front of the chunk that it would go back to.
+    return bool(layer.is_trimmable()) and not getattr(layer, "start_position", 0)

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import mlx.core as mx
+from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
 from ..config import GenerationConfig
@@ -41,28 +42,47 @@ class MlxEngine:
             else tokenizer
         )
         self.name = name or getattr(self.tokenizer, "name", type(model).__name__)
+        self._quantizable: set[tuple[int, int]] = set()
         if mx.default_device() == mx.Device(mx.cpu):
             blas.warn_if_slow()
 
     def context(self, config: GenerationConfig) -> MlxContext:
         """See `segue.engine.Engine.context`."""
-        return MlxContext(self.model, lambda: self._make_cache(config), self._sampling)
+        if config.kv_bits is not None:
+            self._check_quantizable(config.kv_bits, config.kv_group_size)
+        return MlxContext(
+            self.model,
+            lambda: self._make_cache(config),
+            self._sampling,
+            vocabulary=self._stated_vocabulary,
+        )
 
     @cached_property
     def vocabulary(self) -> int:
-        """How many logits the model has (its embedding may be wider than the tokenizer)."""
+        """How many tokens the model has (its embedding may be wider than the tokenizer)."""
         # The shape is known without computing anything: MLX is lazy.
-        return int(self.model(mx.zeros((1, 1), mx.uint32)).shape[-1])
+        return self._stated_vocabulary or int(self.model(mx.zeros((1, 1), mx.uint32)).shape[-1])
+
+    @property
+    def _stated_vocabulary(self) -> int | None:
+        """The vocabulary that the model's settings state, if they do."""
+        settings = getattr(self.model, "args", None)
+        text = getattr(settings, "text_config", None)
+        nested = text.get("vocab_size") if isinstance(text, dict) else None
+        size = nested or getattr(settings, "vocab_size", None)
+        return size if isinstance(size, int) else None
 
     @cached_property
-    def _newline_ids(self) -> list[int]:
-        return list(self.tokenizer.encode("\n"))
+    def _xtc_special_tokens(self) -> list[int]:
+        """What XTC never excludes, as in mlx-lm: a line's and a reply's end."""
+        ids = {*self.tokenizer.encode("\n"), *self.tokenizer.eos_token_ids}
+        return [token for token in ids if 0 <= token < self.vocabulary]
 
     def _sampling(self, config: GenerationConfig) -> Sampling:
         return Sampling(
             config,
             vocabulary=lambda: self.vocabulary,
-            xtc_special_tokens=[*self._newline_ids, *self.tokenizer.eos_token_ids],
+            xtc_special_tokens=self._xtc_special_tokens if config.xtc_probability else (),
         )
 
     def _make_cache(self, config: GenerationConfig) -> list[Any]:
@@ -82,18 +102,29 @@ class MlxEngine:
                     remedy="Leave max_kv_size at None.",
                 )
             cache = bounded
-        if config.kv_bits is not None:
-            self._check_quantizable(cache, config)
         return cache
 
-    def _check_quantizable(self, cache: list[Any], config: GenerationConfig) -> None:
-        able = [layer for layer in cache if hasattr(layer, "to_quantized")]
+    def _check_quantizable(self, bits: int, group_size: int) -> None:
+        """Try a quantized cache on two tokens: whether it works depends on every layer's shape."""
+        if (bits, group_size) in self._quantizable:
+            return
+        cache: list[Any] = make_prompt_cache(self.model)
+        unquantized = [type(layer) for layer in cache]
         try:
-            for layer in able:
-                layer.to_quantized(group_size=config.kv_group_size, bits=config.kv_bits)
-        except NotImplementedError:
-            able = []
-        if not able:
+            for _ in range(2):
+                logits = self.model(mx.zeros((1, 1), mx.uint32), cache=cache)
+                maybe_quantize_kv_cache(cache, 0, group_size, bits)
+                mx.eval(logits, [layer.state for layer in cache])
+        # Models and MLX refuse shapes and caches they can't handle with all kinds of errors.
+        except Exception as error:
             raise ConfigurationError(
-                f"The KV cache of {self.name} can't be quantized.", remedy="Leave kv_bits at None."
+                f"The KV cache of {self.name} can't be quantized to {bits} bits in groups of "
+                f"{group_size}: {error}.",
+                remedy="Try another kv_group_size or kv_bits, or leave kv_bits at None.",
+            ) from error
+        if [type(layer) for layer in cache] == unquantized:
+            raise ConfigurationError(
+                f"The KV cache of {self.name} can't be quantized: it has no layer of that kind.",
+                remedy="Leave kv_bits at None.",
             )
+        self._quantizable.add((bits, group_size))

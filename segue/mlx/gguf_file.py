@@ -14,7 +14,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelFormatError, ModelNotFoundError
+from ..errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -136,6 +136,7 @@ class GGUFFile:
         Raises:
             ModelNotFoundError: The file can't be opened.
             ModelFormatError: It is no GGUF file, is of another version, or is damaged or cut off.
+            UnsupportedModelError: It holds what MLX can't read.
         """
         try:
             with path.open("rb") as file:
@@ -211,6 +212,8 @@ class _Header:
         known = isinstance(tensor.type, TensorType)
         # The size of other types is not known here, nor needed: they are refused when loaded.
         values, size = BLOCKS.get(TensorType(tensor.type), (1, 0)) if known else (1, 0)
+        if 0 in tensor.shape:
+            raise self._damaged(f"the tensor {tensor.name!r} is empty")
         if tensor.offset % alignment or (tensor.shape and tensor.shape[-1] % values):
             raise self._damaged(f"the tensor {tensor.name!r} is not aligned")
         if offset + prod(tensor.shape) // values * size > self._size:
@@ -258,11 +261,15 @@ class _Header:
     def _value(self, kind: ValueType) -> Any:
         if kind is ValueType.STRING:
             return self._string()
+        if kind is ValueType.FLOAT64:
+            raise self._float64()
         if kind is not ValueType.ARRAY:
             return self._scalar(_SCALARS[kind])
         inner, count = self._type(), self._scalar("Q")
         if inner is ValueType.ARRAY:
             raise self._damaged("it has arrays of arrays")
+        if inner is ValueType.FLOAT64:
+            raise self._float64()
         if inner is ValueType.STRING:
             # Each string takes at least its length field.
             self._require(count * 8)
@@ -277,6 +284,13 @@ class _Header:
         """Refuse a count that the rest of the file can't hold, before anything is allocated."""
         if size > self._size - self._at:
             raise self._damaged("its header ends too early")
+
+    def _float64(self) -> UnsupportedModelError:
+        # MLX's reader takes the whole process down on one.
+        return UnsupportedModelError(
+            f"{self._path} has a 64-bit float among its metadata, which MLX can't read.",
+            remedy="Convert the model again with a current llama.cpp.",
+        )
 
     def _damaged(self, how: str) -> ModelFormatError:
         return ModelFormatError(

@@ -15,6 +15,7 @@ from .gguf_file import GGUFFile, TensorType
 QUANTIZED_BITS = {TensorType.Q4_0: 4, TensorType.Q4_1: 4, TensorType.Q8_0: 8}
 READABLE = (TensorType.F32, TensorType.F16, *QUANTIZED_BITS)
 GROUP_SIZE = 32
+LARGEST_SETTING = 2**31
 
 _LAYER = {
     "attn_q": "self_attn.q_proj",
@@ -75,7 +76,7 @@ def load_model(file: GGUFFile) -> nn.Module:
         model.load_weights(list(weights.items()))
     except ValueError as error:
         raise ModelFormatError(
-            f"The tensors in {file.path} don't fit its own settings: {error}.",
+            f"The tensors in {file.path} don't fit its own settings: {str(error)[:200]}.",
             remedy="Convert the model again.",
         ) from error
     model.eval()
@@ -86,13 +87,22 @@ def load_model(file: GGUFFile) -> nn.Module:
 def _arguments(file: GGUFFile) -> llama.ModelArgs:
     """The settings of the model, in mlx-lm's words."""
 
-    def setting(key: str, default: float | None = None) -> Any:
+    def setting(key: str, default: float | None = None) -> float:
         value = file.number(f"llama.{key}")
         if value is None:
             value = default
-        if value is None or value <= 0:
+        if value is None or not 0 < value < LARGEST_SETTING:
             raise ModelFormatError(
                 f"{file.path} has no usable llama.{key}.", remedy="Convert the model again."
+            )
+        return value
+
+    def count(key: str, default: int | None = None) -> int:
+        value = setting(key, default)
+        if not isinstance(value, int):
+            raise ModelFormatError(
+                f"llama.{key} in {file.path} is {value}, not a whole number.",
+                remedy="Convert the model once more.",
             )
         return value
 
@@ -113,19 +123,33 @@ def _arguments(file: GGUFFile) -> llama.ModelArgs:
         raise ModelFormatError(
             f"{file.path} has no token embedding.", remedy="Convert the model again."
         )
-    heads = setting("attention.head_count")
-    hidden = setting("embedding_length")
+    heads = count("attention.head_count")
+    hidden = count("embedding_length")
+    layers = count("block_count")
+    # Checked before a model of that many layers is built.
+    if {int(layer) for layer in _layers(file)} != set(range(layers)):
+        raise ModelFormatError(
+            f"{file.path} says it has {layers} layers, but holds the tensors of others.",
+            remedy="Download it again, or convert the model again.",
+        )
+    head_dim = count("attention.key_length", hidden // heads)
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if count(key, head_dim) != head_dim:
+            raise UnsupportedModelError(
+                f"{file.path} has heads of {head_dim} values but a llama.{key} of {count(key)}.",
+                remedy="Use the same model as an mlx-lm folder.",
+            )
     return llama.ModelArgs(
         model_type="llama",
         hidden_size=hidden,
-        num_hidden_layers=setting("block_count"),
-        intermediate_size=setting("feed_forward_length"),
+        num_hidden_layers=layers,
+        intermediate_size=count("feed_forward_length"),
         num_attention_heads=heads,
-        num_key_value_heads=setting("attention.head_count_kv", heads),
-        head_dim=setting("attention.key_length", hidden // heads),
+        num_key_value_heads=count("attention.head_count_kv", heads),
+        head_dim=head_dim,
         rms_norm_eps=setting("attention.layer_norm_rms_epsilon"),
         vocab_size=embedding.shape[0],
-        max_position_embeddings=setting("context_length"),
+        max_position_embeddings=count("context_length"),
         rope_theta=setting("rope.freq_base", 10000.0),
         # Converters permute the rows of q and k for interleaved rotary embedding. Rotating that
         # way, MLX's "traditional" one, gives the same attention as putting the rows back would.
@@ -133,6 +157,14 @@ def _arguments(file: GGUFFile) -> llama.ModelArgs:
         attention_bias="blk.0.attn_q.bias" in file.tensors,
         tie_word_embeddings="output.weight" not in file.tensors,
     )
+
+
+def _layers(file: GGUFFile) -> set[str]:
+    """The layers' numbers in the names of tensors."""
+    names = (name.split(".") for name in file.tensors)
+    return {
+        parts[1] for parts in names if parts[0] == "blk" and parts[1:2] and parts[1].isdecimal()
+    }
 
 
 def _rename(name: str, file: GGUFFile) -> str:

@@ -74,6 +74,12 @@ def load_tokenizer(file: GGUFFile) -> TokenizerWrapper:
     tokens = _list(file, "tokenizer.ggml.tokens", str)
     merges = _list(file, "tokenizer.ggml.merges", str)
     types = _list(file, "tokenizer.ggml.token_type", int)
+    embedding = file.tensors.get("token_embd.weight")
+    if embedding is not None and len(tokens) > embedding.shape[0]:
+        raise ModelFormatError(
+            f"{file.path} has {len(tokens)} tokens, but embeds {embedding.shape[0]} alone.",
+            remedy="Convert the model again.",
+        )
     if len(types) != len(tokens) or any(merge.count(" ") != 1 for merge in merges):
         raise ModelFormatError(
             f"The vocabulary in {file.path} contradicts itself.", remedy="Convert the model again."
@@ -100,7 +106,7 @@ def load_tokenizer(file: GGUFFile) -> TokenizerWrapper:
 
     def named(key: str) -> str | None:
         index = file.metadata.get(f"tokenizer.ggml.{key}_token_id")
-        return tokens[index] if isinstance(index, int) and index < len(tokens) else None
+        return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else None
 
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

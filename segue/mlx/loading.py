@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # The share of this machine's memory that weights in float32 may take.
 FLOAT32_SHARE = 0.7
+LONGEST_CAUSE = 300
 
 
 def load(name: str | os.PathLike[str] = DEFAULT_MODEL, *, revision: str | None = None) -> MlxEngine:
@@ -45,6 +46,8 @@ def load(name: str | os.PathLike[str] = DEFAULT_MODEL, *, revision: str | None =
         MissingTemplateError: The tokenizer has no chat template.
         BackendMissingError: MLX or mlx-lm is not installed.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise ModelNotFoundError(f"{name!r} is no model's name.", remedy="Pass a string or a path.")
     found = find(os.fspath(name))
     require_backend()
     if isinstance(found, Path) and found.is_file():
@@ -94,7 +97,7 @@ def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
         model, tokenizer, *_ = mlx_lm.load(str(source), revision=revision)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ModelNotFoundError(
-            f"{source!r} could not be fetched from the hub: {_first_line(error)}.",
+            f"{source!r} could not be fetched from the hub: {_in_short(error)}.",
             remedy="Check its name, your connection, and whether it needs a login; or download it "
             "and pass its folder.",
         ) from error
@@ -102,7 +105,7 @@ def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
         raise
     # mlx-lm and what it calls raise all kinds of errors on a model that they can't load.
     except Exception as error:
-        message = _first_line(error)
+        message = _in_short(error)
         if "not supported" in message or "trust_remote_code" in message:
             raise UnsupportedModelError(
                 f"mlx-lm can't run {source}: {message}.",
@@ -110,7 +113,7 @@ def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
             ) from error
         raise ModelFormatError(
             f"mlx-lm could not load {source}: {message}.",
-            remedy="Download the model again; it may be incomplete.",
+            remedy="Check that its files are whole and readable; download it again if in doubt.",
         ) from error
     name = source.name if isinstance(source, Path) else source
     return MlxEngine(_for_this_device(model), tokenizer, name=name)
@@ -124,7 +127,7 @@ def _check_folder(folder: Path) -> None:
         raise ModelFormatError(f"{folder} has no config.json, so it is no model.", remedy=remedy)
     try:
         settings = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelFormatError(f"{config} can't be read: {error}.", remedy=remedy) from error
     if not isinstance(settings, dict) or "model_type" not in settings:
         raise ModelFormatError(f"{config} names no model_type.", remedy=remedy)
@@ -152,6 +155,7 @@ def _for_this_device(model: Any) -> Any:
     return model
 
 
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+def _in_short(error: BaseException) -> str:
+    """An error's message as one line of bearable length."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return (line if len(line) <= LONGEST_CAUSE else line[:LONGEST_CAUSE] + " …").rstrip(".")

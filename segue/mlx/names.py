@@ -49,12 +49,20 @@ def find(name: str) -> Path | str:
     Raises:
         ModelNotFoundError: Nothing goes by that name.
     """
-    path = Path(name).expanduser()
-    if name in ALIASES and not path.exists():
+    try:
+        path = Path(name).expanduser()
+        exists = bool(name) and path.exists()
+    # No such user, a name too long, a character that no path has, a folder that is closed to us.
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelNotFoundError(
+            f"{name[:80]!r} can't be looked up: {error}.",
+            remedy="Check the path and who may read it.",
+        ) from error
+    if name in ALIASES and not exists:
         return _find_alias(name)
-    if path.exists():
+    if exists:
         return path
-    near = difflib.get_close_matches(name.lower(), ALIASES, n=1)
+    near = [] if "/" in name else difflib.get_close_matches(name.lower(), ALIASES, n=1)
     looks_like_path = path.is_absolute() or name.startswith((".", "~")) or path.suffix == ".gguf"
     if not near:
         if _REPOSITORY.fullmatch(name) and not looks_like_path:
@@ -82,6 +90,11 @@ def _find_alias(name: str) -> Path:
     except metadata.PackageNotFoundError:
         pass
     cached = cache_folder() / alias.file
-    if cached.is_file():
-        return cached
+    try:
+        if cached.is_file():
+            return cached
+    except OSError as error:
+        raise ModelNotFoundError(
+            f"Segue's cache folder can't be read: {error}.", remedy="Check who may read it."
+        ) from error
     raise ModelNotFoundError(f"The model {name!r} is not on this machine yet.", remedy=alias.remedy)

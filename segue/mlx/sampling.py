@@ -22,6 +22,8 @@ from mlx_lm.sample_utils import (
 from ..config import GenerationConfig
 from ..errors import ConfigurationError
 
+TINY = 1e-6
+
 
 class Sample(NamedTuple):
     """One sampled token and what was asked to be reported of it; arrays not yet evaluated."""
@@ -53,6 +55,9 @@ class Sample(NamedTuple):
 class Sampling:
     """The sampling of one reply: processors with fresh state, and a random key.
 
+    Attributes:
+        failure: What a processor raised, if one did: an error of the caller's, not the model's.
+
     Args:
         config: The reply's settings.
         vocabulary: Says how many logits the model has; asked only if `config` names token ids.
@@ -81,10 +86,10 @@ class Sampling:
             extra = copy.deepcopy(config.logits_processors)
         except Exception as error:
             raise ConfigurationError(
-                f"A logits processor could not be copied for this turn: {error}",
+                f"A logits processor could not be copied for this turn ({error}).",
                 remedy="Give it a __deepcopy__ that returns one with fresh state.",
             ) from error
-        self.processors = [
+        self._processors = [
             *make_logits_processors(
                 logit_bias=dict(config.logit_bias) or None,
                 repetition_penalty=config.repetition_penalty,
@@ -96,10 +101,17 @@ class Sampling:
             ),
             *extra,
         ]
+        self.failure: Exception | None = None
         self._temperature = config.temperature
         self._logprobs = config.logprobs
-        self._key = _first_key(config.seed) if config.temperature > 0 else None
+        # Below this, dividing by it overflows; nothing but the likeliest token has a chance anyway.
+        self._key = _first_key(config.seed) if config.temperature > TINY else None
         self._filters = _filters(config, xtc_special_tokens)
+
+    @property
+    def processors(self) -> bool:
+        """Whether any processor wants to see the tokens."""
+        return bool(self._processors)
 
     def __call__(self, logits: mx.array, tokens: mx.array | None) -> Sample:
         """Sample one token.
@@ -108,8 +120,12 @@ class Sampling:
             logits: Shape ``(1, vocabulary)``.
             tokens: All ids of the conversation, shape ``(n,)``; read only if there are processors.
         """
-        for processor in self.processors:
-            logits = processor(tokens, logits)
+        for processor in self._processors:
+            try:
+                logits = processor(tokens, logits)
+            except Exception as error:
+                self.failure = error
+                raise
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         if self._key is None:
             token = mx.argmax(logprobs, axis=-1)
@@ -135,7 +151,7 @@ def _filters(config: GenerationConfig, xtc_special_tokens: Sequence[int]) -> lis
     """The filters that are on, in mlx-lm's order."""
     filters: list[Filter] = []
     if 0 < config.top_p < 1:
-        filters.append(lambda logprobs, _: apply_top_p(logprobs, config.top_p))
+        filters.append(lambda logprobs, _: apply_top_p(logprobs, max(config.top_p, TINY)))
     if config.min_p > 0:
 
         def min_p(logprobs: mx.array, _: mx.array) -> mx.array:

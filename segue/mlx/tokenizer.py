@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from functools import partial
 from typing import Any
 
-from mlx_lm.tokenizer_utils import StreamingDetokenizer, TokenizerWrapper
+from mlx_lm.tokenizer_utils import (
+    BPEStreamingDetokenizer,
+    NaiveStreamingDetokenizer,
+    SPMStreamingDetokenizer,
+    StreamingDetokenizer,
+    TokenizerWrapper,
+    _is_bpe_decoder,
+    _is_spm_decoder,
+    _is_spm_decoder_no_space,
+)
 
 from ..errors import MissingTemplateError, TemplateError
 
@@ -24,7 +35,9 @@ class MlxTokenizer:
 
     def __init__(self, tokenizer: Any, *, name: str | None = None) -> None:
         wrapped = (
-            tokenizer if isinstance(tokenizer, TokenizerWrapper) else TokenizerWrapper(tokenizer)
+            tokenizer
+            if isinstance(tokenizer, TokenizerWrapper)
+            else TokenizerWrapper(tokenizer, _detokenizer_class(tokenizer))
         )
         self.name = name or str(getattr(wrapped, "name_or_path", "") or "this tokenizer")
         self.wrapped = wrapped
@@ -59,7 +72,7 @@ class MlxTokenizer:
         # A template is a program of the model's publisher: it may fail with any exception.
         except Exception as error:
             raise TemplateError(
-                f"The chat template of {self.name} failed on this conversation: {error}",
+                f"The chat template of {self.name} failed on this conversation ({error}).",
                 remedy="Check that it takes these roles in this order, and these template_kwargs.",
             ) from error
         return str(text)
@@ -79,6 +92,20 @@ class MlxTokenizer:
     def detokenizer(self) -> MlxDetokenizer:
         """See `segue.engine.Tokenizer.detokenizer`."""
         return MlxDetokenizer(self.wrapped.detokenizer)
+
+
+def _detokenizer_class(tokenizer: Any) -> Any:
+    """The streaming detokenizer for a plain Hugging Face tokenizer, chosen as mlx-lm's loader does.
+
+    The naive one, which fits any, drops spaces at the front of lines with SentencePiece decoders.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = json.loads(backend.to_str()).get("decoder") if backend is not None else None
+    if _is_spm_decoder(decoder):
+        return SPMStreamingDetokenizer
+    if _is_spm_decoder_no_space(decoder):
+        return partial(SPMStreamingDetokenizer, trim_space=False)
+    return BPEStreamingDetokenizer if _is_bpe_decoder(decoder) else NaiveStreamingDetokenizer
 
 
 class MlxDetokenizer:

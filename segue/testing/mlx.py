@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from types import SimpleNamespace
 from typing import Any, cast
 
 from .. import mlx as _good_blas_first  # noqa: F401
@@ -39,6 +40,7 @@ class CachingModel:
         fail_at: Iterable[int] = (),
         failure: BaseException | None = None,
     ) -> None:
+        self.args = SimpleNamespace(vocab_size=vocabulary)
         self.layers = [object() for _ in range(layers)]
         self.fail_at = set(fail_at)
         self.failure = failure
