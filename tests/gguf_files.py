@@ -76,6 +76,7 @@ def write_llama(
     metadata: dict[str, Any] | None = None,
     template: str | None = CHATML,
     pre: str = "gpt-2",
+    more_tokens: int = 0,
     left_out: tuple[str, ...] = (),
     extra: tuple[str, ...] = (),
 ) -> Any:
@@ -92,10 +93,17 @@ def write_llama(
     writer.add_head_count_kv(KV_HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(5000.0)
+    add_tokenizer(writer, tokenizer, template, pre, more_tokens)
     for key, value in (metadata or {}).items():
-        add = writer.add_string if isinstance(value, str) else writer.add_uint32
-        add(key, value)
-    add_tokenizer(writer, tokenizer, template, pre)
+        kind_of_value = {str: "STRING", int: "UINT32", list: "ARRAY"}.get(type(value), "FLOAT32")
+        if "odd" in key:  # a type that the writer has no method for
+            inner = gguf.GGUFValueType.FLOAT64
+            outer = gguf.GGUFValueType.ARRAY if isinstance(value, list) else inner
+            writer.add_key_value(key, value, outer, inner if outer is not inner else None)
+        else:
+            for shard in writer.kv_data:
+                shard.pop(key, None)
+            writer.add_key_value(key, value, gguf.GGUFValueType[kind_of_value])
     for name, weight in tree_flatten(model.parameters()):
         stored = np.array(weight)
         if "q_proj" in name:
@@ -113,9 +121,10 @@ def write_llama(
     return model
 
 
-def add_tokenizer(writer: Any, tokenizer: Any, template: str | None, pre: str) -> None:
+def add_tokenizer(writer: Any, tokenizer: Any, template: str | None, pre: str, more: int) -> None:
     vocabulary = tokenizer.get_vocab()
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
+    tokens += [f"<more {index}>" for index in range(more)]
     special = {"<|im_start|>", "<|im_end|>"}
     merges = __import__("json").loads(tokenizer._tokenizer.backend_tokenizer.to_str())["model"][
         "merges"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import subprocess
 import sys
 
 import pytest
@@ -16,6 +17,7 @@ from segue.cli.chat import TerminalChat
 from segue.cli.commands import COMMANDS
 from segue.cli.markdown import MarkdownStream, split_finished
 from segue.cli.options import HELP, LEFT_OUT
+from segue.cli.statistics import Statistics
 from segue.testing import FakeEngine
 
 
@@ -253,3 +255,74 @@ def test_a_streamed_text_is_shown_whole_once():
     output = console.file.getvalue()
     for part in ("Title", "Some words here.", "x = 1", "• a", "• b"):
         assert output.count(part) == 1
+
+
+# --- what people and shells do ------------------------------------------------------------------
+
+
+def shell(command: str) -> subprocess.CompletedProcess[bytes]:
+    line = command.replace("segue", f"{sys.executable} -m segue.cli.main")
+    return subprocess.run(["bash", "-c", line], capture_output=True, timeout=120)
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (r"printf '\xff\n' | segue chat --max-tokens 1", 0),
+        ("echo é | PYTHONIOENCODING=ascii segue chat --max-tokens 4", 0),
+        ("segue chat <&-", 0),
+        ("echo hi | segue chat --kv-bits 3 --kv-group-size 128 --quantized-kv-start 0", 2),
+        ("echo hi | segue chat --max-tokens 4 > /dev/full", 2),
+        (r"echo hi | segue chat --system $'\xff'", 2),
+        ("segue chat --model '~nosuchuser/x'", 2),
+    ],
+)
+def test_nothing_ends_in_a_traceback(command, code):
+    done = shell(command)
+    assert done.returncode == code
+    assert b"Traceback" not in done.stderr
+    assert done.stderr.count(b"\n") == (1 if code else 0)
+
+
+def test_without_a_command_the_help_is_shown(capsys):
+    assert run() == 2
+    assert capsys.readouterr().out.startswith("Usage: segue [OPTIONS] COMMAND [ARGS]...\n\n")
+
+
+def test_history_shows_a_persons_words_as_typed():
+    shown, _ = converse("*star* [bold] __init__", "/history")
+    assert "*star* [bold] __init__" in shown
+
+
+def test_a_model_that_fails_in_its_own_way_ends_the_turn_not_the_conversation():
+    shown, session = converse("hi", "ho", fail_at=[1], failure=ZeroDivisionError("odd"))
+    assert "The turn failed (ZeroDivisionError): odd" in shown
+    assert len(session.history) == 4
+
+
+def test_blocks_of_a_streamed_text_keep_their_distance():
+    console = Console(file=io.StringIO(), width=60, force_terminal=False)
+    with MarkdownStream(console) as shown:
+        for letter in "One.\n\nTwo.\n\n- a\n\nThree.":
+            shown.write(letter)
+    lines = [line.strip() for line in console.file.getvalue().splitlines()]
+    assert lines == ["One.", "", "Two.", "", "• a", "", "Three."]
+
+
+def test_a_prompt_stopped_in_its_middle_counts_what_was_read():
+    session = ChatSession(FakeEngine(["x"]), generation=GenerationConfig(prefill_step_size=4))
+    with pytest.raises(KeyboardInterrupt):
+        session.respond("a longer prompt", prompt_progress_callback=stop_at_eight)
+    session.clear()
+    reply = session.stream("a longer prompt", prompt_progress_callback=stop_at_eight)
+    with pytest.raises(KeyboardInterrupt):
+        next(reply)
+    statistics = Statistics()
+    statistics.add(reply, None, None, held=session.cached_tokens)
+    assert statistics.read == 8
+
+
+def stop_at_eight(fed, total):
+    if fed == 8:
+        raise KeyboardInterrupt

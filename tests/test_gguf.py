@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from pathlib import Path
 
@@ -200,3 +201,40 @@ def test_any_bytes_behind_the_magic_are_refused(tmp_path_factory, tail):
     except ModelFormatError:
         return
     assert tail.startswith(b"\0" * 16)
+
+
+@pytest.mark.parametrize("array", [False, True])
+def test_a_64_bit_float_that_mlx_dies_of(tmp_path, array):
+    path = tmp_path / "float64.gguf"
+    written = 1.5 if not array else [1.5]
+    write_llama(path, metadata={"general.odd": written})
+    refused(path, UnsupportedModelError, "64-bit float")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("llama.block_count", 131_074, "layers"),
+        ("llama.block_count", 0, "no usable llama.block_count"),
+        ("llama.attention.head_count", 2.5, "not a whole number"),
+        ("llama.rope.freq_base", math.nan, "no usable llama.rope.freq_base"),
+        ("llama.attention.layer_norm_rms_epsilon", math.inf, "no usable"),
+        ("llama.embedding_length", 2**31, "no usable llama.embedding_length"),
+    ],
+)
+def test_settings_that_make_no_sense(tmp_path, key, value, told):
+    path = tmp_path / "odd.gguf"
+    write_llama(path, metadata={key: value})
+    refused(path, ModelFormatError, told)
+
+
+def test_heads_that_rotate_in_part(tmp_path):
+    path = tmp_path / "rope.gguf"
+    write_llama(path, metadata={"llama.rope.dimension_count": 16})
+    refused(path, UnsupportedModelError, "rope.dimension_count")
+
+
+def test_more_tokens_than_the_embedding_has(tmp_path):
+    path = tmp_path / "tokens.gguf"
+    write_llama(path, more_tokens=40)
+    refused(path, ModelFormatError, "alone")

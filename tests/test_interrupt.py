@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import pytest
+from ledgers import check_ledger
 
 from segue import ChatSession, Message
 from segue.interrupt import InterruptHold, deliver_interrupt
@@ -130,3 +132,51 @@ def test_ctrl_c_during_the_final_token_is_not_lost():
             streamed += response.text
     assert response.finish_reason is not None
     assert streamed == "hello there"
+
+
+def test_another_thread_never_gets_the_main_threads_interrupt():
+    seen = []
+
+    def other() -> None:
+        try:
+            deliver_interrupt()
+        except KeyboardInterrupt:
+            seen.append("interrupted")
+
+    with InterruptHold() as hold:
+        press()
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+        assert seen == []
+        assert hold.pending
+        with pytest.raises(KeyboardInterrupt):
+            hold.deliver()
+
+
+def test_ctrl_c_is_not_lost_when_the_reply_is_dropped():
+    session = interrupted_session(2)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in session.stream("hi"):
+            break
+        time.sleep(5)
+    assert session.history[-1] == Message.assistant("hello")
+
+
+def test_ctrl_c_during_the_rewind_at_a_turns_start_leaves_the_layers_in_step():
+    session = ChatSession(FakeEngine(["one", "two", "three"]), instructions="Be brief.")
+    session.respond("hi")
+    context = session._context
+    rewind = context.rewind
+
+    def pressing(offset: int) -> int:
+        context.rewind = rewind  # type: ignore[method-assign]
+        press()
+        return rewind(offset)
+
+    context.rewind = pressing  # type: ignore[method-assign]
+    session.instructions = "Be long."
+    with pytest.raises(KeyboardInterrupt):
+        session.stream("again")
+    session.respond("go on")
+    check_ledger(session)

@@ -209,3 +209,26 @@ def test_a_folder_without_a_chat_template(folder):
     config.pop("chat_template", None)
     path.write_text(json.dumps(config))
     refused(folder, MissingTemplateError, "no chat template")
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "x" * 5000, "a\0b", "", None, 5, b"smollm2"])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises(ModelNotFoundError) as raised:
+        segue.load(name)
+    assert raised.value.remedy
+
+
+def test_an_alias_comes_before_a_folder_of_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2").mkdir()
+    assert names.find("smollm2").name.endswith(".gguf")
+
+
+@pytest.mark.parametrize("name", ["org/smollm2", "mlx/smollm2-1b"])
+def test_a_repository_may_have_a_name_like_an_alias(name):
+    assert names.find(name) == name
+
+
+def test_a_config_nested_without_end(folder):
+    (folder / "config.json").write_text("[" * 100_000)
+    refused(folder, ModelFormatError, "can't be read")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+from types import MappingProxyType
 
 import pytest
 
@@ -68,3 +70,17 @@ def test_templates_see_the_fields_that_are_set_and_no_others():
 def test_wrong_fields_are_refused(arguments, told):
     with pytest.raises(MessageError, match=told):
         Message(**arguments)
+
+
+def test_text_that_is_no_text_is_refused():
+    with pytest.raises(MessageError, match="no text"):
+        Message.user("\udcff")
+
+
+def test_tool_calls_may_be_any_mappings():
+    call = MappingProxyType({"function": {"name": "sky"}})
+    assert Message.assistant("", tool_calls=[call]).tool_calls == ({"function": {"name": "sky"}},)
+    with pytest.raises(MessageError, match="can't be copied"):
+        Message.assistant("", tool_calls=[{"lock": threading.Lock()}])
+    with pytest.raises(MessageError, match="one mapping for each call"):
+        Message.assistant("", tool_calls=5)  # type: ignore[arg-type]

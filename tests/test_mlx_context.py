@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
-from mlx_lm.models.cache import KVCache, RotatingKVCache
+from mlx_lm.models.cache import ChunkedKVCache, KVCache, RotatingKVCache
 from tiny import (
     assert_close,
     byte_level_tokenizer,
@@ -326,3 +326,76 @@ def test_a_tokenizer_without_a_chat_template_is_refused():
 def test_random_weights_tell_tokens_apart():
     model = randomize(tiny_llama(300))
     assert not mx.allclose(fresh_logits(model, [1, 2, 3]), fresh_logits(model, [3, 2, 1]))
+
+
+# --- rewinds that a layer does not follow --------------------------------------------------------
+
+
+class HalfTrimming(KVCache):
+    """Says it can be trimmed, and gives back less than it was asked, as chunked caches do."""
+
+    def trim(self, n):
+        return super().trim(min(n, 2))
+
+
+class BreakingTrim(KVCache):
+    def trim(self, n):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("last", [HalfTrimming, BreakingTrim])
+def test_a_rewind_that_one_layer_does_not_follow_empties_the_context(last):
+    engine = toy_engine(tiny_llama)
+    engine.model.make_cache = lambda: [*(KVCache() for _ in range(3)), last()]
+    context = engine.context(SHORT)
+    list(context.generate(list(range(60, 75)), GenerationConfig(max_tokens=0)))
+    try:
+        assert context.rewind(5) == 0
+    except KeyboardInterrupt:
+        assert last is BreakingTrim
+    assert context.offset == 0
+    assert all(layer.empty() for layer in context._cache)
+
+
+def test_a_chunked_cache_that_dropped_its_front_is_rebuilt():
+    engine = toy_engine(tiny_llama)
+    engine.model.make_cache = lambda: [ChunkedKVCache(64) for _ in range(4)]
+    context = engine.context(SHORT)
+    list(context.generate(list(range(60, 75)), GenerationConfig(max_tokens=0)))
+    for layer in context._cache:
+        layer.chunk_size = 8
+        layer.maybe_trim_front()
+    assert context.rewind(14) == 0
+
+
+# --- what does not belong together ---------------------------------------------------------------
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused_before_its_ids_are_fed():
+    engine = MlxEngine(tiny_llama(100), ToyTokenizer())
+    session = ChatSession(engine)
+    with pytest.raises(ConfigurationError, match="don't belong together"):
+        session.respond("hello")
+    assert session.history == ()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"kv_bits": 4, "kv_group_size": 64}, {"kv_bits": 8, "kv_group_size": 128}]
+)
+def test_kv_bits_that_do_not_fit_the_heads_are_refused_before_the_turn(settings):
+    config = GenerationConfig(quantized_kv_start=100, **settings)
+    session = ChatSession(toy_engine(tiny_llama), generation=config)
+    with pytest.raises(ConfigurationError, match="can't be quantized"):
+        session.respond("hello")
+    assert session.history == ()
+
+
+def test_a_processors_own_runtime_error_is_not_called_the_models():
+    def fail(tokens, logits):
+        raise RuntimeError("mine")
+
+    config = GenerationConfig(logits_processors=(fail,))
+    session = ChatSession(toy_engine(tiny_llama), generation=config)
+    with pytest.raises(RuntimeError, match="mine") as raised:
+        session.respond("hello")
+    assert not isinstance(raised.value, GenerationError)

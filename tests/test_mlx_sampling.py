@@ -275,3 +275,20 @@ def test_logprobs_of_more_tokens_than_there_are(engine):
     config = GenerationConfig(max_tokens=1, logprobs=10_000)
     with ChatSession(engine, generation=config).stream("hello") as reply:
         assert len(next(reply).logprobs) == VOCABULARY
+
+
+@pytest.mark.parametrize(
+    ("settings", "allowed"),
+    [({"temperature": 1e-40}, {3}), ({"top_p": 1e-300}, {3}), ({"min_p": 1.0}, {3})],
+)
+def test_extreme_settings_mean_what_they_say(settings, allowed):
+    assert draws(50, logits=LOGITS, **settings) == allowed
+
+
+def test_an_eos_outside_the_vocabulary_does_not_reach_xtc():
+    engine = toy_engine()
+    engine.tokenizer.__class__ = type(
+        "Odd", (ToyTokenizer,), {"eos_token_ids": property(lambda _: {10**9, 257})}
+    )
+    config = GenerationConfig(max_tokens=4, temperature=1.0, xtc_probability=1.0, seed=1)
+    assert len(tokens(engine, config)) <= 4

@@ -210,7 +210,12 @@ def test_template_arguments_reach_the_template():
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"instructions": 3}, {"generation": {"max_tokens": 3}}],
+    [
+        {"instructions": 3},
+        {"generation": {"max_tokens": 3}},
+        {"template_kwargs": 5},
+        {"template_kwargs": [1]},
+    ],
 )
 def test_arguments_of_the_wrong_type_are_refused(arguments):
     with pytest.raises(ConfigurationError):
@@ -263,3 +268,27 @@ def test_the_fake_model_records_what_it_was_fed():
     model.forward(cache, [1, 2])
     assert cache == [[1, 2]] * 3
     assert model.fed == [(1, 2)]
+
+
+def test_something_that_is_no_engine_is_refused():
+    with pytest.raises(ConfigurationError, match="not an engine"):
+        ChatSession("smollm2")  # type: ignore[arg-type]
+
+
+def test_a_history_that_is_no_sequence_is_refused():
+    with pytest.raises(MessageError, match="sequence of Messages"):
+        ChatSession(FakeEngine(), history=None)  # type: ignore[arg-type]
+
+
+def test_a_progress_callback_that_is_none_is_refused_before_anything_changes():
+    session = ChatSession(FakeEngine(["hello"]))
+    with pytest.raises(ConfigurationError, match="not callable"):
+        session.respond("hi", prompt_progress_callback=5)  # type: ignore[arg-type]
+    assert session.history == ()
+
+
+def test_template_arguments_are_copied():
+    given = {"tools": ["sky"]}
+    session = ChatSession(FakeEngine(["hello"]), template_kwargs=given)
+    given["tools"].append("sea")
+    assert session.template_kwargs == {"tools": ["sky"]}

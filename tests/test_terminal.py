@@ -91,3 +91,17 @@ def test_several_lines_and_the_commands(chat):
     chat.expect("tokens in the KV cache")
     chat.send("/quit\r")
     chat.expect(pexpect.EOF)
+
+
+def test_what_is_typed_during_a_reply_is_sent_after_it(chat):
+    chat.send("Tell me a long story about a river.\r")
+    chat.expect(TAKEN)
+    chat.expect(r"\w+ \w+ \w+")
+    chat.send("And of Italy?\r")
+    figures(chat)
+    assert "And of Italy?" not in chat.before
+    chat.expect("And of Italy")
+    read, reused = figures(chat)
+    assert 0 < read < reused
+    chat.sendeof()
+    chat.expect(pexpect.EOF)

@@ -17,6 +17,7 @@ from .commands import COMMANDS
 from .markdown import MarkdownStream
 from .prompter import Prompter
 from .statistics import Statistics
+from .terminal import quiet_input
 
 GREETING = (
     "{name}. Enter sends, Alt-Enter begins a new line, Ctrl-C stops a reply, Ctrl-D leaves; /help."
@@ -45,7 +46,7 @@ def run(model: str, system: str | None, generation: GenerationConfig) -> None:
         # A repository: the download shows its own progress, which a spinner would garble.
         engine = load(model)
     else:
-        with console.status(Text(f"loading {model} …")):
+        with quiet_input(), console.status(Text(f"loading {model} …")):
             engine = load(model)
     console.print(GREETING.format(name=engine.name), style="dim", markup=False)
     session = ChatSession(engine, instructions=system, generation=generation)
@@ -117,7 +118,7 @@ class TerminalChat:
         first_token = None
         last: GenerationResponse | None = None
         stopped = False
-        with MarkdownStream(self.console) as shown:
+        with quiet_input(), MarkdownStream(self.console) as shown:
 
             def progress(fed: int, total: int) -> None:
                 if total >= TOKENS_WORTH_PROGRESS:
@@ -139,5 +140,8 @@ class TerminalChat:
                     reply.close()
                 # A character or a stop string may have been withheld when the reply was stopped.
                 shown.write(reply.text[written:])
-        self.statistics.add(reply, last, first_token)
+        self.statistics.add(reply, last, first_token, held=self.session.cached_tokens)
         self.console.print(self.statistics.line(stopped=stopped), style="dim", markup=False)
+        if stopped and last is None:
+            told = "Your message stays in the conversation, and is read with the next one."
+            self.console.print(told, style="dim")

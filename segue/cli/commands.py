@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 
 from rich.markdown import Markdown
 from rich.table import Table
+from rich.text import Text
+
+from ..messages import Role
 
 if TYPE_CHECKING:
     from .chat import TerminalChat
@@ -48,7 +51,9 @@ def _history(chat: TerminalChat, _: str) -> None:
         chat.console.print("Nothing has been said yet.", style="dim")
     for message in chat.session.history:
         chat.console.print(f"{message.role}:", style="bold")
-        chat.console.print(Markdown(message.content))
+        # Only the model writes Markdown; a person's words are shown as typed.
+        spoken = message.role is Role.ASSISTANT
+        chat.console.print(Markdown(message.content) if spoken else Text(message.content))
 
 
 def _stats(chat: TerminalChat, _: str) -> None:

@@ -56,7 +56,8 @@ class MarkdownStream:
         finished, self._block = split_finished(self._block)
         if finished.strip():
             self._live.update("")
-            self._console.print(Markdown(finished), end="\n\n" if self._block.strip() else "\n")
+            self._console.print(Markdown(finished))
+            self._console.print()
         now = monotonic()
         due = now - self._refreshed >= SECONDS_BETWEEN_REFRESHES
         if due:

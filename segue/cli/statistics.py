@@ -18,15 +18,26 @@ class Statistics:
         self.generated = 0
         self._line = ""
 
-    def add(self, reply: Reply, last: GenerationResponse | None, first_token: float | None) -> None:
+    def add(
+        self,
+        reply: Reply,
+        last: GenerationResponse | None,
+        first_token: float | None,
+        *,
+        held: int,
+    ) -> None:
         """Count a turn.
 
         Args:
             reply: The turn's reply, ended.
             last: Its last piece, if it had any.
             first_token: Seconds until its first token.
+            held: How many tokens the KV cache holds now.
         """
         read = reply.prompt_tokens - reply.cached_tokens
+        if last is None:
+            # Stopped while the prompt was being read: only a part of it was.
+            read = max(held - reply.cached_tokens, 0)
         self.turns += 1
         self.read += read
         self.reused += reply.cached_tokens

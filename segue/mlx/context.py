@@ -183,8 +183,8 @@ class MlxContext:
         """MLX reads embeddings unchecked: an id too large would read memory that is not theirs."""
         if self._vocabulary is not None and ids and max(ids) >= self._vocabulary:
             raise ConfigurationError(
-                f"The tokenizer made token {max(ids)}, but the model has {self._vocabulary} tokens, "
-                "so they don't belong together.",
+                f"The tokenizer made token {max(ids)}, but the model has {self._vocabulary} "
+                "tokens, so they don't belong together.",
                 remedy="Use the model's own tokenizer.",
             )
 

@@ -46,9 +46,13 @@ def cache_folder() -> Path:
 def find(name: str) -> Path | str:
     """The file or folder that a name stands for, or the repository id to fetch it from.
 
+    An alias comes first: a folder of that name is ``./name``.
+
     Raises:
         ModelNotFoundError: Nothing goes by that name.
     """
+    if name in ALIASES:
+        return _find_alias(name)
     try:
         path = Path(name).expanduser()
         exists = bool(name) and path.exists()
@@ -58,8 +62,6 @@ def find(name: str) -> Path | str:
             f"{name[:80]!r} can't be looked up: {error}.",
             remedy="Check the path and who may read it.",
         ) from error
-    if name in ALIASES and not exists:
-        return _find_alias(name)
     if exists:
         return path
     near = [] if "/" in name else difflib.get_close_matches(name.lower(), ALIASES, n=1)
