@@ -96,6 +96,8 @@ class Reply:
     def __next__(self) -> GenerationResponse:
         self._claim()
         try:
+            if not self._ended:
+                self._hold.arm()
             with self._hold:
                 try:
                     self._hold.deliver()
@@ -211,6 +213,9 @@ class Reply:
         try:
             self._steps.close()
         finally:
-            if self._finish_reason is None:
-                self._pieces.append(self._tail())
-            self._record(self)
+            try:
+                if self._finish_reason is None:
+                    self._pieces.append(self._tail())
+                self._record(self)
+            finally:
+                self._hold.disarm()

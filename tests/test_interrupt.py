@@ -180,3 +180,56 @@ def test_ctrl_c_during_the_rewind_at_a_turns_start_leaves_the_layers_in_step():
         session.stream("again")
     session.respond("go on")
     check_ledger(session)
+
+
+def test_between_two_tokens_ctrl_c_strikes_at_once():
+    session = ChatSession(FakeEngine(["hello there", "fine"]))
+    reply = session.stream("hi")
+    next(reply)
+    with pytest.raises(KeyboardInterrupt):
+        press()
+        time.sleep(5)
+    assert not reply.ended
+    reply.close()
+
+
+def test_the_programs_handler_is_its_own_again_when_the_last_reply_ends():
+    before = signal.getsignal(signal.SIGINT)
+    one = ChatSession(FakeEngine(["hello there"])).stream("hi")
+    other = ChatSession(FakeEngine(["hello there"])).stream("hi")
+    next(one)
+    next(other)
+    assert signal.getsignal(signal.SIGINT) is not before
+    one.close()
+    assert signal.getsignal(signal.SIGINT) is not before
+    list(other)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_handler_put_over_ours_is_left_alone_and_may_pass_on_to_it():
+    first = ChatSession(FakeEngine(["hello there"])).stream("hi")
+    next(first)
+    ours = signal.getsignal(signal.SIGINT)
+    calls = []
+
+    def passing_on(signum, frame):
+        calls.append(signum)
+        ours(signum, frame)
+
+    signal.signal(signal.SIGINT, passing_on)
+    try:
+        second = ChatSession(FakeEngine(["hello there"])).stream("hi")
+        next(second)
+        assert signal.getsignal(signal.SIGINT) is passing_on
+        first.close()
+        second.close()
+        assert signal.getsignal(signal.SIGINT) is passing_on
+        third = ChatSession(FakeEngine(["hello there"])).stream("hi")
+        next(third)
+        with pytest.raises(KeyboardInterrupt):
+            press()
+            time.sleep(5)
+        assert calls == [signal.SIGINT]
+        third.close()
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
