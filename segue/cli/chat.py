@@ -33,15 +33,12 @@ def run(model: str, system: str | None, generation: GenerationConfig) -> None:
     # A program may be started with its standard streams closed.
     if sys.stdin is None or sys.stdout is None:
         return
-    interactive = sys.stdin.isatty() and sys.stdout.isatty()
-    if not interactive:
-        from ..mlx.loading import load
-
-        answer_lines(ChatSession(load(model), instructions=system, generation=generation))
-        return
     from ..mlx.loading import load
     from ..mlx.names import find
 
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        answer_lines(ChatSession(load(model), instructions=system, generation=generation))
+        return
     if isinstance(find(model), str):
         # A repository: the download shows its own progress, which a spinner would garble.
         engine = load(model)

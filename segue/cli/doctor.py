@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import platform
-from importlib import metadata
 from time import perf_counter
 
 from ..errors import ModelNotFoundError
@@ -22,7 +21,7 @@ def report() -> str:
         BackendMissingError: MLX is not installed.
     """
     from ..mlx import blas
-    from ..mlx.loading import require_backend
+    from ..mlx.loading import physical_memory, require_backend
     from ..mlx.names import DEFAULT_MODEL, find
 
     require_backend()
@@ -39,7 +38,7 @@ def report() -> str:
         ),
         ("cores", str(os.cpu_count())),
         ("matrix product", f"{gflops:,.0f} GFLOP/s (float32, {MATRIX} x {MATRIX})"),
-        ("memory", f"{_memory() / 2**30:.1f} GiB"),
+        ("memory", f"{physical_memory() / 2**30:.1f} GiB"),
     ]
     if on_cpu and blas.status.needed:
         lines.insert(2, ("BLAS", blas.status.library or "MLX's own (the reference BLAS)"))
@@ -54,7 +53,10 @@ def report() -> str:
     except ModelNotFoundError as error:
         lines.append((DEFAULT_MODEL, "not here"))
         advice.append(str(error))
-    lines += [(name, _version(name)) for name in ("segue", "mlx", "mlx-lm", "transformers")]
+    lines += [
+        (name, blas.version(name) or "not installed")
+        for name in ("segue", "mlx", "mlx-lm", "transformers")
+    ]
     lines.append(("python", platform.python_version()))
     width = max(len(name) for name, _ in lines)
     shown = [f"{name:<{width}}  {value}" for name, value in lines]
@@ -74,14 +76,3 @@ def _gflops() -> float:
         mx.eval(matrix @ matrix)
         best = max(best, 2 * MATRIX**3 / (perf_counter() - started) / 1e9)
     return best
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _version(distribution: str) -> str:
-    try:
-        return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        return "not installed"

@@ -92,10 +92,11 @@ def remedy() -> str:
 
 def _needed() -> bool:
     """Whether MLX here is the CPU build for Linux (the CUDA builds compute on the GPU)."""
-    return sys.platform == "linux" and not any(_version(name) for name in CUDA_BUILDS)
+    return sys.platform == "linux" and not any(version(name) for name in CUDA_BUILDS)
 
 
-def _version(distribution: str) -> str | None:
+def version(distribution: str) -> str | None:
+    """The installed version of a distribution, if it is installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:

@@ -88,20 +88,19 @@ class MlxEngine:
     def _make_cache(self, config: GenerationConfig) -> list[Any]:
         cache: list[Any] = make_prompt_cache(self.model)
         if config.max_kv_size is not None:
-            # mlx-lm's own make_prompt_cache overlooks the size where the model makes its caches.
-            bounded = [
-                RotatingKVCache(config.max_kv_size, keep=KEPT_TOKENS)
-                if type(layer) is KVCache
-                else layer
-                for layer in cache
-            ]
             if not any(type(layer) is KVCache for layer in cache):
                 raise ConfigurationError(
                     f"max_kv_size has no effect on {self.name}: its layers bring bounded caches of "
                     "their own.",
                     remedy="Leave max_kv_size at None.",
                 )
-            cache = bounded
+            # mlx-lm's own make_prompt_cache overlooks the size where the model makes its caches.
+            cache = [
+                RotatingKVCache(config.max_kv_size, keep=KEPT_TOKENS)
+                if type(layer) is KVCache
+                else layer
+                for layer in cache
+            ]
         return cache
 
     def _check_quantizable(self, bits: int, group_size: int) -> None:

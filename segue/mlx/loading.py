@@ -145,14 +145,18 @@ def _for_this_device(model: Any) -> Any:
 
     if mx.default_device() != mx.Device(mx.cpu):
         return model
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if get_total_parameters(model) * mx.float32.size > FLOAT32_SHARE * memory:
+    if get_total_parameters(model) * mx.float32.size > FLOAT32_SHARE * physical_memory():
         return model
     # Scales first: dequantizing with scales in half precision rounds the weights, and is slower.
     model.set_dtype(mx.float32)
     model = dequantize_model(model)
     mx.eval(model.parameters())
     return model
+
+
+def physical_memory() -> int:
+    """This machine's memory, in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _in_short(error: BaseException) -> str:
