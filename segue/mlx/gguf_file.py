@@ -1,7 +1,6 @@
 """GGUF files: the header, read and checked before anything is loaded.
 
-The format is described in ggml's docs/gguf.md. MLX reads the tensors, but trusts the file; a
-damaged header must never get that far.
+The format is described in ggml's docs/gguf.md.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from ..errors import ModelFormatError, ModelNotFoundError, UnsupportedModelError
+from ..errors import ModelFormatError, ModelNotFoundError
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -92,13 +91,21 @@ class TensorType(IntEnum):
     MXFP4 = 39
 
 
-# Values in a block and bytes it takes, for the types whose extent is checked.
+# Values in a block and bytes it takes, for the types that Segue reads.
 BLOCKS = {
     TensorType.F32: (1, 4),
     TensorType.F16: (1, 2),
+    TensorType.BF16: (1, 2),
     TensorType.Q4_0: (32, 18),
     TensorType.Q4_1: (32, 20),
+    TensorType.Q5_0: (32, 22),
+    TensorType.Q5_1: (32, 24),
     TensorType.Q8_0: (32, 34),
+    TensorType.Q2_K: (256, 84),
+    TensorType.Q3_K: (256, 110),
+    TensorType.Q4_K: (256, 144),
+    TensorType.Q5_K: (256, 176),
+    TensorType.Q6_K: (256, 210),
 }
 
 
@@ -129,6 +136,11 @@ class GGUFFile:
     metadata: dict[str, Any]
     tensors: dict[str, TensorInfo]
 
+    @property
+    def parameters(self) -> int:
+        """How many values its tensors hold together."""
+        return sum(prod(tensor.shape) for tensor in self.tensors.values())
+
     @classmethod
     def open(cls, path: Path) -> GGUFFile:
         """Read and check a header; time and memory are bounded by its own size.
@@ -136,7 +148,6 @@ class GGUFFile:
         Raises:
             ModelNotFoundError: The file can't be opened.
             ModelFormatError: It is no GGUF file, is of another version, or is damaged or cut off.
-            UnsupportedModelError: It holds what MLX can't read.
         """
         try:
             with path.open("rb") as file:
@@ -261,15 +272,11 @@ class _Header:
     def _value(self, kind: ValueType) -> Any:
         if kind is ValueType.STRING:
             return self._string()
-        if kind is ValueType.FLOAT64:
-            raise self._float64()
         if kind is not ValueType.ARRAY:
             return self._scalar(_SCALARS[kind])
         inner, count = self._type(), self._scalar("Q")
         if inner is ValueType.ARRAY:
             raise self._damaged("it has arrays of arrays")
-        if inner is ValueType.FLOAT64:
-            raise self._float64()
         if inner is ValueType.STRING:
             # Each string takes at least its length field.
             self._require(count * 8)
@@ -284,13 +291,6 @@ class _Header:
         """Refuse a count that the rest of the file can't hold, before anything is allocated."""
         if size > self._size - self._at:
             raise self._damaged("its header ends too early")
-
-    def _float64(self) -> UnsupportedModelError:
-        # MLX's reader takes the whole process down on one.
-        return UnsupportedModelError(
-            f"{self._path} has a 64-bit float among its metadata, which MLX can't read.",
-            remedy="Convert the model again with a current llama.cpp.",
-        )
 
     def _damaged(self, how: str) -> ModelFormatError:
         return ModelFormatError(

@@ -29,11 +29,13 @@ def load(name: str | os.PathLike[str] = DEFAULT_MODEL, *, revision: str | None =
     """Load a model.
 
     On a CPU the weights are held in float32, quantized ones included, if they fit in memory: MLX
-    computes that faster there than anything smaller. On a GPU they stay as they are.
+    computes that faster there than anything smaller. On a GPU they stay as they are; of a GGUF
+    file, the 4-bit and 8-bit ones that MLX can hold do, and the rest is held in half precision.
 
     Args:
-        name: ``"smollm2"``; a ``.gguf`` file of architecture ``llama``; a folder that mlx-lm
-            loads; or a Hugging Face repository id, which mlx-lm downloads, with progress.
+        name: ``"smollm2"``; a ``.gguf`` file of architecture ``llama``, ``qwen2``, ``qwen3`` or
+            ``gemma3``; a folder that mlx-lm loads; or a Hugging Face repository id, which mlx-lm
+            downloads, with progress.
         revision: A branch, tag or commit of the repository.
 
     Returns:
@@ -82,7 +84,8 @@ def _load_gguf(path: Path) -> MlxEngine:
             remedy="Use an instruct or chat model.",
         )
     tokenizer = load_tokenizer(file)
-    return MlxEngine(_for_this_device(load_model(file)), tokenizer, name=path.stem)
+    model = load_model(file, float32=_in_float32(file.parameters))
+    return MlxEngine(model, tokenizer, name=path.stem)
 
 
 def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
@@ -143,15 +146,21 @@ def _for_this_device(model: Any) -> Any:
     import mlx.core as mx
     from mlx_lm.utils import dequantize_model, get_total_parameters
 
-    if mx.default_device() != mx.Device(mx.cpu):
-        return model
-    if get_total_parameters(model) * mx.float32.size > FLOAT32_SHARE * physical_memory():
+    if not _in_float32(get_total_parameters(model)):
         return model
     # Scales first: dequantizing with scales in half precision rounds the weights, and is slower.
     model.set_dtype(mx.float32)
     model = dequantize_model(model)
     mx.eval(model.parameters())
     return model
+
+
+def _in_float32(parameters: int) -> bool:
+    """Whether so many parameters are held in float32: on a CPU, where they fit."""
+    import mlx.core as mx
+
+    on_cpu = mx.default_device() == mx.Device(mx.cpu)
+    return on_cpu and parameters * mx.float32.size <= FLOAT32_SHARE * physical_memory()
 
 
 def physical_memory() -> int:
