@@ -53,8 +53,9 @@ GEMMA3_NAMES = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 GEMMA_TEMPLATE = (
-    "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + message['role'] + '\\n' "
-    "+ message['content'] + '<end_of_turn>\\n' }}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}{{ '<start_of_turn>' + "
+    "message['role'].replace('assistant', 'model') + '\\n' + message['content'] + "
+    "'<end_of_turn>\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<start_of_turn>model\\n' }}{% endif %}"
 )
 
@@ -142,6 +143,7 @@ def write_model(
     metadata: dict[str, Any] | None = None,
     template: str | None = "",
     pre: str | None = "gpt-2",
+    tokens: dict[str, Any] | None = None,
     more_tokens: int = 0,
     left_out: tuple[str, ...] = (),
     extra: dict[str, np.ndarray] | None = None,
@@ -153,9 +155,11 @@ def write_model(
         called: Another name of the architecture.
         metadata: Key-value pairs that replace or join those written; ``None`` leaves one out.
         template: ``None`` for none; empty for the architecture's own.
+        tokens: A vocabulary, as metadata under ``tokenizer.ggml``; by default the architecture's.
         settings: Of mlx-lm's model.
     """
-    tokens = gemma_vocabulary() if architecture == "gemma3" else byte_level_vocabulary(pre)
+    if tokens is None:
+        tokens = gemma_vocabulary() if architecture == "gemma3" else byte_level_vocabulary(pre)
     model = reference(architecture, len(tokens["tokens"]), tied=tied, **settings)
     args = model.args
     pairs: dict[str, Any] = {
@@ -176,9 +180,12 @@ def write_model(
     if architecture == "gemma3":
         pairs["gemma3.attention.sliding_window"] = args.sliding_window
         pairs["gemma3.attention.sliding_window_pattern"] = args.sliding_window_pattern
-    tokens["tokens"] = [*tokens["tokens"], *(f"<more {index}>" for index in range(more_tokens))]
-    tokens["token_type"] = [*tokens["token_type"], *[1] * more_tokens]
     pairs |= {f"tokenizer.ggml.{key}": value for key, value in tokens.items()}
+    pairs["tokenizer.ggml.tokens"] = [
+        *tokens["tokens"],
+        *map("<more {}>".format, range(more_tokens)),
+    ]
+    pairs["tokenizer.ggml.token_type"] = [*tokens["token_type"], *[1] * more_tokens]
     if template is not None:
         own = GEMMA_TEMPLATE if architecture == "gemma3" else CHATML
         pairs["tokenizer.chat_template"] = template or own
