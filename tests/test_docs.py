@@ -38,7 +38,7 @@ def test_the_readme_shows_six_lines_of_code():
 
 
 def test_links_lead_somewhere():
-    for page in [*PAGES, ROOT / "docs" / "design.md"]:
+    for page in [*PAGES, ROOT / "docs" / "design.md", ROOT / "docs" / "models.md"]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 

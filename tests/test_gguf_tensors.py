@@ -129,6 +129,7 @@ def test_a_file_cut_off_while_it_is_read(tmp_path):
         load_model(file)
 
 
+# A process begins with the peak that getrusage knows of its parent; /proc counts its own alone.
 MEASURE = """
 import resource, sys
 from pathlib import Path
@@ -137,8 +138,11 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from segue.mlx.gguf_file import GGUFFile
 from segue.mlx.gguf_model import load_model
-unit = 1 if sys.platform == "darwin" else 1024
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def peak():
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(status.read_text().split("VmHWM:")[1].split()[0]) * 1024
 file = GGUFFile.open(Path(sys.argv[1]))
 mx.eval(mx.zeros(8) + 1)
 before = peak()
@@ -161,4 +165,4 @@ def test_loading_needs_less_than_twice_the_memory_of_the_weights(large, held_as)
     measured = subprocess.run(command, capture_output=True, text=True, check=True)
     held, peak = map(int, measured.stdout.split())
     assert held > (200e6 if held_as == "float32" else 30e6)
-    assert peak < 2 * held
+    assert held * 0.5 < peak < 2 * held

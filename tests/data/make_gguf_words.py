@@ -73,7 +73,7 @@ def ids(server: xllamacpp.Server, text: str) -> list[int]:
         return json.load(answer)["tokens"]
 
 
-def main() -> None:
+def recorded() -> dict[str, object]:
     made = vocabulary()
     rules = {words: name for name, words in reversed(WORDS.items())}
     by_rule = {}
@@ -90,13 +90,14 @@ def main() -> None:
             server = xllamacpp.Server(params)
             by_rule[rule] = [ids(server, text) for text in TEXTS]
             del server
-    made = {
-        "tokenizer": f"llama.cpp, through xllamacpp {metadata.version('xllamacpp')}",
-        "texts": TEXTS,
-        **made,
-        "ids": by_rule,
-    }
-    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in made.items())
+    version = metadata.version("xllamacpp")
+    tokenizer = f"llama.cpp, through xllamacpp {version}"
+    return {"tokenizer": tokenizer, "texts": TEXTS, **made, "ids": by_rule}
+
+
+def main() -> None:
+    pairs = recorded().items()
+    lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in pairs)
     Path(__file__).with_name("gguf_words.json").write_text(f"{{\n{lines}\n}}\n")
 
 
