@@ -284,6 +284,8 @@ def test_a_64_bit_float_among_the_metadata(tmp_path, value):
         ("llama.block_count", 131_074, "layers"),
         ("llama.block_count", 0, "no usable llama.block_count"),
         ("llama.attention.head_count", 2.5, "not a whole number"),
+        ("llama.attention.head_count", 512, "heads of 256 values together"),
+        ("llama.attention.head_count_kv", 3, "3 key heads among 2"),
         ("llama.rope.freq_base", math.nan, "no usable llama.rope.freq_base"),
         ("llama.attention.layer_norm_rms_epsilon", math.inf, "no usable"),
         ("llama.embedding_length", 2**31, "no usable llama.embedding_length"),

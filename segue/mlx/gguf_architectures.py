@@ -137,7 +137,8 @@ class Architecture:
     Attributes:
         build: Its model, made of a file's settings.
         layer: From a layer's tensors in the file to mlx-lm's names.
-        half: The type for what a GPU holds unquantized. Gemma 3's activations leave float16.
+        half: What a GPU holds unquantized, scales included, and computes in. Files keep their
+            scales in float16; activations of models trained in bfloat16 may leave its range.
         norm_offset: What the file has added to the weights of norms.
     """
 
@@ -160,7 +161,14 @@ def _common(settings: Settings) -> dict[str, Any]:
     settings.refuse("expert_count", "final_logit_softcapping", "attn_logit_softcapping")
     heads = settings.count("attention.head_count")
     hidden = settings.count("embedding_length")
-    head_dim = settings.count("attention.key_length", max(hidden // heads, 1))
+    kv_heads = settings.count("attention.head_count_kv", heads)
+    if heads > hidden or heads % kv_heads:
+        raise ModelFormatError(
+            f"{settings.file.path} shares {kv_heads} key heads among {heads} heads of {hidden} "
+            "values together.",
+            remedy="Convert the model again.",
+        )
+    head_dim = settings.count("attention.key_length", hidden // heads)
     for key in ("rope.dimension_count", "attention.value_length"):
         settings.expect(key, head_dim)
     return {
@@ -169,7 +177,7 @@ def _common(settings: Settings) -> dict[str, Any]:
         "num_hidden_layers": settings.layers,
         "intermediate_size": settings.count("feed_forward_length"),
         "num_attention_heads": heads,
-        "num_key_value_heads": settings.count("attention.head_count_kv", heads),
+        "num_key_value_heads": kv_heads,
         "head_dim": head_dim,
         "rms_norm_eps": settings.number("attention.layer_norm_rms_epsilon"),
         "vocab_size": settings.vocabulary,
@@ -195,9 +203,7 @@ def _build_llama(settings: Settings) -> Any:
 def _build_qwen2(settings: Settings) -> Any:
     common = _common(settings)
     common.pop("head_dim")
-    settings.expect(
-        "attention.key_length", max(common["hidden_size"] // common["num_attention_heads"], 1)
-    )
+    settings.expect("attention.key_length", common["hidden_size"] // common["num_attention_heads"])
     return qwen2.Model(qwen2.ModelArgs(**common, tie_word_embeddings=settings.tied))
 
 
@@ -238,7 +244,7 @@ def _build_gemma3(settings: Settings) -> Any:
 
 ARCHITECTURES = {
     "llama": Architecture(_build_llama, _LLAMA),
-    "qwen2": Architecture(_build_qwen2, _LLAMA),
-    "qwen3": Architecture(_build_qwen3, {**_LLAMA, **_HEAD_NORMS}),
+    "qwen2": Architecture(_build_qwen2, _LLAMA, half=mx.bfloat16),
+    "qwen3": Architecture(_build_qwen3, {**_LLAMA, **_HEAD_NORMS}, half=mx.bfloat16),
     "gemma3": Architecture(_build_gemma3, _GEMMA3, half=mx.bfloat16, norm_offset=1.0),
 }
