@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import json
+import os
 import platform
 import re
 import statistics
@@ -167,7 +168,8 @@ def rows() -> Iterator[list[str]]:
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("mlx", "xllamacpp"))
     today = datetime.date.today().isoformat()
     head = (
-        f"Last run: {today}, {versions}, {platform.system()} {platform.machine()}.\n\n"
+        f"Last run: {today}, {versions}, {platform.system()} {platform.machine()}, "
+        f"{os.cpu_count()} cores.\n\n"
         "| Model | Same next token | Difference of log-probabilities: median, 95%, largest |\n"
         "|---|---|---|\n"
     )
