@@ -147,14 +147,14 @@ def assert_close(got: mx.array, expected: mx.array) -> None:
 
 def check_next_logits(session: ChatSession, *, probe: int = 65) -> None:
     """The never-wrong invariant: the next logits are those of a fresh prefill of the same ids."""
-    context: Any = session._context
-    ids = session._ledger.ids
+    context: Any = session._cache.context
+    ids = session._cache.ledger.ids
     assert len(ids) == context.offset
-    for layer in context._cache:
+    for layer in context._state.layers:
         if hasattr(layer, "offset"):
             assert layer.offset == context.offset, "the layers are out of step"
-    model = context._model
+    model = context._state.model
     if not ids:
         return
-    cache = copy.deepcopy(context._cache)
+    cache = copy.deepcopy(context._state.layers)
     assert_close(model(mx.array([[probe]]), cache=cache)[0, -1], fresh_logits(model, [*ids, probe]))

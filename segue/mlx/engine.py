@@ -9,11 +9,14 @@ import mlx.core as mx
 from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
 
-from ..config import GenerationConfig
-from ..engine import Tokenizer
+from ..config import GenerationConfig, SpeculativeDecodingConfig
+from ..engine import StoredCache, Tokenizer
 from ..errors import ConfigurationError
 from . import blas
 from .context import MlxContext
+from .drafting import Drafting
+from .drafts import Draft, LookupDraft, ModelDraft
+from .kv_state import KVState
 from .sampling import Sampling
 from .tokenizer import MlxTokenizer
 
@@ -46,16 +49,47 @@ class MlxEngine:
         if mx.default_device() == mx.Device(mx.cpu):
             blas.warn_if_slow()
 
-    def context(self, config: GenerationConfig) -> MlxContext:
+    def context(
+        self,
+        config: GenerationConfig,
+        *,
+        speculative: SpeculativeDecodingConfig | None = None,
+        cache: StoredCache | None = None,
+        opaque: bool = False,
+    ) -> MlxContext:
         """See `segue.engine.Engine.context`."""
         if config.kv_bits is not None:
             self._check_quantizable(config.kv_bits, config.kv_group_size)
+        state = KVState(self.model, lambda: self._make_cache(config), config)
+        if cache is not None:
+            state.start_from(cache.layers, cache.offset, opaque=opaque)
         return MlxContext(
-            self.model,
-            lambda: self._make_cache(config),
+            state,
             self._sampling,
             vocabulary=self._stated_vocabulary,
+            drafting=None if speculative is None else self._drafting(speculative),
         )
+
+    def _drafting(self, speculative: SpeculativeDecodingConfig) -> Drafting:
+        engine = speculative.draft
+        draft: Draft
+        if isinstance(engine, str):
+            draft = LookupDraft()
+        elif isinstance(engine, MlxEngine):
+            # A draft's caches are small: they are kept whole, whatever the model's are.
+            config = GenerationConfig()
+            draft = ModelDraft(
+                KVState(engine.model, lambda: engine._make_cache(config), config),
+                self._sampling,
+                vocabulary=engine.vocabulary,
+                width=self.vocabulary,
+            )
+        else:
+            raise ConfigurationError(
+                f"{type(engine).__name__} can't draft for a model that runs on MLX.",
+                remedy="Pass an MlxEngine as the draft, or 'prompt-lookup'.",
+            )
+        return Drafting(draft, speculative.num_draft_tokens)
 
     @cached_property
     def vocabulary(self) -> int:
