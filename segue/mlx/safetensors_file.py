@@ -80,7 +80,9 @@ def read_header(file: BinaryIO, path: Path) -> Header:
         raise damaged(path, "it ends inside its header")
     raw = prefix + file.read(length)
     entries = _parse(raw[LENGTH_BYTES:], path)
-    metadata = entries.pop("__metadata__", {})
+    metadata = entries.pop("__metadata__", None)
+    # MLX writes null where there are none.
+    metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
