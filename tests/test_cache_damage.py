@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from cache_models import OWN, layers, refused
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mlx_lm.models.cache import (
     CacheList,
@@ -63,7 +63,7 @@ def test_the_files_are_sound_before_they_are_damaged(ours, theirs):
 def test_every_flipped_bit_of_ours_is_found(ours):
     sound = ours.read_bytes()
     start = 8 + int.from_bytes(sound[:8], "little")
-    bits = [*range(start * 8), *range(start * 8, len(sound) * 8, 7)]
+    bits = [*range(start * 8), *range(start * 8, len(sound) * 8, 61)]
     for bit in bits:
         damaged = bytearray(sound)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -91,7 +91,6 @@ def test_what_is_cut_off_is_said(theirs):
     refused(theirs, "ends inside its header")
 
 
-@settings(max_examples=300)
 @given(data=st.binary(max_size=200), front=st.sampled_from([b"", b"{", b'{"0.0":', b'{"a":[']))
 def test_any_bytes_are_refused(tmp_path_factory, data, front):
     path = tmp_path_factory.getbasetemp() / "any"
@@ -101,7 +100,6 @@ def test_any_bytes_are_refused(tmp_path_factory, data, front):
     refused(path)
 
 
-@settings(max_examples=300)
 @given(st.data())
 def test_a_flipped_byte_of_theirs_is_refused_or_harmless(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "flipped.safetensors"
@@ -301,3 +299,7 @@ def test_ours_written_over_by_another_program_is_damaged(ours):
     cache[0].keys = cache[0].keys + 1
     save_prompt_cache(str(path), cache, texts)
     refused(path, "checksum is not that of its content")
+
+
+def test_a_model_that_leaves_layers_unused(ours):
+    refused(ours, "leaves layers", PromptCacheError, [*OWN, KVCache()])

