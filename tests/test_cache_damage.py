@@ -281,6 +281,11 @@ def test_a_newer_version_is_refused_whatever_its_checksum(ours, version):
     refused(ours.with_suffix(".safetensors"), "newer than this Segue reads")
 
 
+def test_a_newer_version_may_have_metadata_of_other_kinds(ours):
+    edit(ours, lambda header, _: header["__metadata__"].update({"0.segue_version": "2", "3": "x"}))
+    refused(ours, "newer than this Segue reads")
+
+
 @pytest.mark.parametrize("version", ["0", "-1", "01", "one", "", "²"])
 def test_a_version_that_there_never_was(ours, version):
     edit(ours, lambda header, _: header["__metadata__"].update({"0.segue_version": version}))

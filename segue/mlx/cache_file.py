@@ -146,10 +146,14 @@ def read_cache_file(path: Path, expected: list[Any]) -> CacheFile:
     try:
         with path.open("rb") as file:
             header = read_header(file, path)
-            texts, classes, kinds = _metadata(header, path)
+            texts = {
+                name[2:]: text for name, text in header.metadata.items() if name.startswith("0.")
+            }
+            # First of all: what else a newer version has, this one can't tell from damage.
             ours = any(name.startswith(OURS) for name in texts)
             if ours:
                 _verify(file, header, texts, path)
+            classes, kinds = _layout(header, path)
             states = States(file, header, kinds, path)
             saved = _read_layers(states, classes, expected)
             file.seek(0)
@@ -248,10 +252,9 @@ def _digest(file: BinaryIO, header: Header, place: int) -> str:
     return digest.hexdigest()
 
 
-def _metadata(header: Header, path: Path) -> tuple[dict[str, str], list[str], dict[str, str]]:
-    """mlx-lm's three kinds of metadata: texts, the layers' classes, and what is not an array."""
-    left = dict(header.metadata)
-    texts = {name[2:]: left.pop(name) for name in header.metadata if name.startswith("0.")}
+def _layout(header: Header, path: Path) -> tuple[list[str], dict[str, str]]:
+    """What mlx-lm's metadata say besides texts: the layers' classes, and what is not an array."""
+    left = {name: text for name, text in header.metadata.items() if not name.startswith("0.")}
     classes: list[str] = []
     while (kind := left.pop(f"1.{len(classes)}", None)) is not None:
         classes.append(kind)
@@ -271,7 +274,7 @@ def _metadata(header: Header, path: Path) -> tuple[dict[str, str], list[str], di
         )
     if left:
         raise damaged(path, f"its metadata have an unknown entry {shown(min(left))}")
-    return texts, classes, kinds
+    return classes, kinds
 
 
 def _read_layers(states: States, classes: list[str], expected: list[Any]) -> list[SavedLayer]:

@@ -351,27 +351,20 @@ def _read_list(states: States, at: str) -> SavedLayer:
     return SavedLayer(CacheList, layers)
 
 
-_READERS: Mapping[str, Callable[[States, str], SavedLayer]] = {
-    "KVCache": _read_kv,
-    "RotatingKVCache": _read_rotating,
-    "QuantizedKVCache": _read_quantized,
-    "ChunkedKVCache": _read_chunked,
-    "ConcatenateKVCache": _read_concatenate,
-    "ArraysCache": _read_arrays,
-    "CacheList": _read_list,
+KINDS: Mapping[type[Any], Callable[[States, str], SavedLayer]] = {
+    KVCache: _read_kv,
+    RotatingKVCache: _read_rotating,
+    QuantizedKVCache: _read_quantized,
+    ChunkedKVCache: _read_chunked,
+    ConcatenateKVCache: _read_concatenate,
+    ArraysCache: _read_arrays,
+    CacheList: _read_list,
 }
+"""The classes that a prompt cache file can hold, and how each is read."""
+
+_READERS = {kind.__name__: reader for kind, reader in KINDS.items()}
 _SETTINGS: Mapping[type[Any], tuple[str, ...]] = {
     RotatingKVCache: ("max_size", "keep"),
     ChunkedKVCache: ("chunk_size",),
     QuantizedKVCache: ("group_size", "bits"),
 }
-KINDS = (
-    KVCache,
-    RotatingKVCache,
-    QuantizedKVCache,
-    ChunkedKVCache,
-    ConcatenateKVCache,
-    ArraysCache,
-    CacheList,
-)
-"""The classes that a prompt cache file can hold."""
