@@ -81,7 +81,7 @@ class Pace:
     def _count_drafted(self, seconds: float, tokens: int) -> None:
         self._since_plain += tokens
         self._drafted.append((seconds, tokens))
-        if len(self._drafted) < ENOUGH:
+        if min(len(self._drafted), len(self._plain)) < ENOUGH:
             return
         seconds_per_pass = median(seconds for seconds, _ in self._drafted)
         tokens_per_pass = sum(tokens for _, tokens in self._drafted) / len(self._drafted)

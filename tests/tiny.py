@@ -41,15 +41,17 @@ def randomize(model: Any, *, seed: int = 0) -> Any:
     return model
 
 
-def tiny_llama(vocabulary: int, *, window: int | None = None, head_dim: int = 32) -> Any:
-    """Four layers; with a window, every second one slides."""
-    kinds = ["sliding_attention", "full_attention"] * 2 if window else None
+def tiny_llama(
+    vocabulary: int, *, window: int | None = None, head_dim: int = 32, layers: int = 4
+) -> Any:
+    """A few layers; with a window, every second one slides."""
+    kinds = ["sliding_attention", "full_attention"] * (layers // 2) if window else None
     return randomize(
         llama.Model(
             llama.ModelArgs(
                 model_type="llama",
                 hidden_size=64,
-                num_hidden_layers=4,
+                num_hidden_layers=layers,
                 intermediate_size=96,
                 num_attention_heads=2,
                 num_key_value_heads=1,
@@ -126,6 +128,21 @@ def byte_level_tokenizer(template: str | None = CHATML) -> TokenizerWrapper:
         clean_up_tokenization_spaces=False,
     )
     return TokenizerWrapper(wrapped, BPEStreamingDetokenizer)
+
+
+def disturbed(engine: MlxEngine, make: Any = tiny_llama, *, noise: float, **kwargs: Any) -> Any:
+    """A draft for an engine: another of its kind that often, but not always, agrees with it."""
+    key = mx.random.key(7)
+
+    def disturb(weight: mx.array) -> mx.array:
+        nonlocal key
+        key, drawn = mx.random.split(key)
+        return weight + noise * mx.random.normal(weight.shape, key=drawn) * weight.shape[-1] ** -0.5
+
+    draft = toy_engine(make, **kwargs)
+    draft.model.update(tree_map(disturb, engine.model.parameters()))
+    mx.eval(draft.model.parameters())
+    return draft
 
 
 def toy_engine(make: Any = tiny_llama, **kwargs: Any) -> MlxEngine:
