@@ -40,21 +40,19 @@ class StoredCache:
 
     Args:
         layers: The engine's own; never changed, any number of contexts may start from it.
-        offset: How many tokens it holds, as far as its layers tell.
+        offset: How many tokens it holds; ``None`` where the layers don't count (recurrent models).
         metadata: What `Context.save` was given, and what else the file says.
         kv_bits: The bits it is quantized to; ``None`` if it is not.
         kv_group_size: The group size of that.
         max_kv_size: The most tokens it keeps; ``None`` if all.
-        draft_layers: The caches of a draft, if the file holds them.
     """
 
     layers: Any
-    offset: int
+    offset: int | None
     metadata: Mapping[str, str]
     kv_bits: int | None = None
     kv_group_size: int | None = None
     max_kv_size: int | None = None
-    draft_layers: Any = None
 
 
 class Detokenizer(Protocol):

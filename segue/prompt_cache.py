@@ -50,8 +50,8 @@ class PromptCache:
 
     @property
     def offset(self) -> int:
-        """How many tokens it holds."""
-        return self.stored.offset
+        """How many tokens it holds; 0 where neither the file nor its layers tell."""
+        return self.stored.offset or 0
 
     @property
     def ids(self) -> tuple[int, ...] | None:
@@ -114,6 +114,9 @@ def load_prompt_cache(path: str | os.PathLike[str], engine: Engine) -> PromptCac
     ledger = None
     if TOKENS in metadata:
         ledger = _read_ledger(place, metadata[TOKENS])
+        # Purely recurrent layers count nothing.
+        if stored.offset is None:
+            stored = replace(stored, offset=len(ledger.ids))
         if len(ledger.ids) != stored.offset:
             raise PromptCacheFormatError(
                 f"{place} names {len(ledger.ids)} tokens, but its layers hold {stored.offset}.",
@@ -166,8 +169,8 @@ def describe(
 
 def _read_ledger(path: Path, text: str) -> TokenLedger:
     entry = _json(path, text)
-    ids, spelled, seams = entry.get("ids"), entry.get("text"), entry.get("seams")
     try:
+        ids, spelled, seams = entry["ids"], entry["text"], entry["seams"]
         ledger = TokenLedger(
             tuple(ids), spelled, tuple(Seam(int(at), int(chars)) for at, chars in seams)
         )
@@ -182,7 +185,7 @@ def _read_ledger(path: Path, text: str) -> TokenLedger:
             and ledger.seams[-1].ids <= len(ledger.ids)
             and ledger.seams[-1].chars == len(spelled)
         )
-    except (TypeError, ValueError, IndexError, OverflowError):
+    except (LookupError, TypeError, ValueError, OverflowError):
         sound = False
     if not sound:
         raise PromptCacheFormatError(

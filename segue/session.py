@@ -85,7 +85,7 @@ class ChatSession:
         self.instructions = instructions
         self._template_kwargs = copy.deepcopy(dict(template_kwargs or {}))
         self.generation = generation
-        self._generation = self._cache.begin(cache, self._generation)
+        self.generation = self._cache.begin(cache, self.generation)
         self._live: weakref.ref[Reply] | None = None
         self._reading = False
 

@@ -1,4 +1,4 @@
-"""The stopwatch: drafts that don't pay are left out, ever longer; the reader's time never counts."""
+"""The stopwatch: drafts that don't pay are left out; the reader's time never counts."""
 
 from __future__ import annotations
 

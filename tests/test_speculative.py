@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 
@@ -120,8 +121,6 @@ def check_draft(session: ChatSession) -> None:
     if hasattr(draft, "_held"):
         assert draft._state.offset == len(draft._held)
         if draft._held:
-            import copy
-
             cache = copy.deepcopy(draft._state.layers)
             got = draft._state.model(mx.array([[65]]), cache=cache)[0, -1]
             assert_close(got, fresh_logits(draft._state.model, [*draft._held, 65]))
@@ -393,7 +392,7 @@ def test_a_failing_draft_costs_no_cache_of_the_models(pair):
             return model(inputs, cache=cache)
 
     unsound = MlxEngine(Failing(), ToyTokenizer(), name="unsound")
-    for good in range(12):
+    for good in range(8):
         session = ChatSession(
             pair[0], generation=PLAIN, speculative=SpeculativeDecodingConfig(unsound, 3)
         )
@@ -401,13 +400,11 @@ def test_a_failing_draft_costs_no_cache_of_the_models(pair):
         assert session.respond("hello world") == plain.respond("hello world")
         before = session.cached_tokens
         failing[:] = [True, *[False] * good]
-        try:
+        with pytest.raises(GenerationError, match="The draft model failed"):
             session.respond("the")
-        except GenerationError as error:
-            assert "draft" in str(error)
-            assert session.cached_tokens >= before
-            assert not draft_of(session)._held
-        failing.clear()
+        assert session.cached_tokens >= before
+        assert not draft_of(session)._held
+        assert not failing
         check_next_logits(session)
         session.respond("again")
         check_next_logits(session)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
@@ -144,6 +145,9 @@ def read_cache_file(path: Path, expected: list[Any]) -> CacheFile:
             remedy="Keep the conversation's messages, and let the model read them again.",
         )
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            # Opening a pipe would wait for someone to write.
+            raise OSError(errno.EINVAL, "it is not a regular file")
         with path.open("rb") as file:
             header = read_header(file, path)
             texts = {

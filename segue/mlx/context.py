@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
 
 import mlx.core as mx
 from mlx_lm.generate import generation_stream, wired_limit
@@ -11,6 +12,7 @@ from ..config import GenerationConfig
 from ..engine import Acceptance, PrefillProgress, Step
 from ..errors import ConfigurationError, GenerationError, SegueError
 from ..interrupt import deliver_interrupt
+from .cache_file import write_cache_file
 from .drafting import Drafting, Pass
 from .kv_state import KVState, Mark
 from .sampling import Sample, Sampling
@@ -84,6 +86,10 @@ class MlxContext:
         """See `segue.engine.Context.generate`."""
         self._check_ids(ids)
         return self._generate(list(ids), config, self._make_sampling(config), progress)
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """See `segue.engine.Context.save`; the layout is mlx-lm's own. The draft's stay behind."""
+        write_cache_file(path, self._state.layers, metadata)
 
     def _generate(
         self,

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import maybe_quantize_kv_cache
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import (
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
 
 from ..config import GenerationConfig, SpeculativeDecodingConfig
 from ..engine import StoredCache, Tokenizer
 from ..errors import ConfigurationError
 from . import blas
+from .cache_file import probe_layers, read_cache_file, tokens_held
 from .context import MlxContext
 from .drafting import Drafting
 from .drafts import Draft, LookupDraft, ModelDraft
+from .fingerprint import fingerprint
 from .kv_state import KVState
 from .sampling import Sampling
 from .tokenizer import MlxTokenizer
@@ -62,13 +71,32 @@ class MlxEngine:
             self._check_quantizable(config.kv_bits, config.kv_group_size)
         state = KVState(self.model, lambda: self._make_cache(config), config)
         if cache is not None:
-            state.start_from(cache.layers, cache.offset, opaque=opaque)
+            state.start_from(cache.layers, cache.offset or 0, opaque=opaque)
         return MlxContext(
             state,
             self._sampling,
             vocabulary=self._stated_vocabulary,
             drafting=None if speculative is None else self._drafting(speculative),
         )
+
+    def load_cache(self, path: Path) -> StoredCache:
+        """See `segue.engine.Engine.load_cache`; the layout is mlx-lm's own."""
+        own = make_prompt_cache(self.model)
+        kinds = [type(layer) for layer in own]
+        file = read_cache_file(path, probe_layers(self.model, lambda: own))
+        stored = StoredCache(file.layers, tokens_held(file.layers), file.metadata)
+        for layer, kind in zip(file.layers, kinds, strict=True):
+            # Layers of another kind than the model's own were asked for when the file was made.
+            if isinstance(layer, QuantizedKVCache):
+                return replace(stored, kv_bits=layer.bits, kv_group_size=layer.group_size)
+            if kind is KVCache and isinstance(layer, RotatingKVCache):
+                return replace(stored, max_kv_size=layer.max_size)
+        return stored
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `segue.engine.Engine.fingerprint`."""
+        return fingerprint(self.model, self.tokenizer.vocabulary)
 
     def _drafting(self, speculative: SpeculativeDecodingConfig) -> Drafting:
         engine = speculative.draft
