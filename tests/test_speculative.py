@@ -409,3 +409,27 @@ def test_a_failing_draft_costs_no_cache_of_the_models(pair):
         session.respond("again")
         check_next_logits(session)
         check_draft(session)
+
+
+@pytest.mark.parametrize("kind", ["full", "sliding"])
+def test_a_mark_of_an_earlier_reply_is_never_gone_back_to(kind):
+    make, kwargs = KINDS[kind]
+    engine = toy_engine(make, **kwargs)
+    session = ChatSession(
+        engine,
+        generation=PLAIN,
+        speculative=SpeculativeDecodingConfig(disturbed(engine, make, noise=0.05, **kwargs), 4),
+    )
+    session.respond("he he he he he he")
+    assert session._cache.acceptance.proposed > 0
+    session.instructions = "the hello world the hello world the hello world"
+
+    def fail_when_read(fed, total):
+        if fed == total:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        session.respond("he he he he", prompt_progress_callback=fail_when_read)
+    check_next_logits(session)
+    session.respond("he")
+    check_next_logits(session)

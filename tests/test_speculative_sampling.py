@@ -135,3 +135,22 @@ def test_a_wrong_rule_is_found_out(rule, monkeypatch):
     monkeypatch.setattr(sampling, "_accept_or_redraw", rule)
     counts, _ = transitions(DRAFTS["another chain"], temperature=1.0)
     assert p_value(counts, TABLE) < SIGNIFICANCE / 1000
+
+
+def first_transitions(replies: int) -> np.ndarray:
+    """From the first token to the second, over replies with a seed each."""
+    counts = np.zeros((STATES, STATES))
+    speculative = SpeculativeDecodingConfig(DRAFTS["a sharper one"], 1)
+    for seed in range(replies):
+        config = GenerationConfig(max_tokens=2, temperature=1.0, seed=seed)
+        context = MAIN.context(config, speculative=speculative)
+        first, second = (step.token for step in context.generate([0], config))
+        counts[first, second] += 1
+    return counts
+
+
+def test_the_drafts_draws_are_not_the_models(monkeypatch):
+    assert p_value(first_transitions(1000), TABLE) > SIGNIFICANCE
+    # Were they the same, the first proposal would depend on the draw of the token before it.
+    monkeypatch.setattr(sampling, "_DRAFT_SEED", 0)
+    assert p_value(first_transitions(1000), TABLE) < SIGNIFICANCE / 1000

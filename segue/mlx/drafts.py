@@ -204,7 +204,6 @@ class ModelDraft:
         if self._mark is not None and self._mark.offset > reached:
             self._mark = None
         del self._held[reached:]
-        self._agreed = reached
 
     def _fit(self, logits: mx.array) -> mx.array:
         """Logits as wide as those of the checking model: embeddings are padded differently."""
