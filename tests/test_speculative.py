@@ -420,7 +420,7 @@ def test_a_mark_of_an_earlier_reply_is_never_gone_back_to(kind):
         generation=PLAIN,
         speculative=SpeculativeDecodingConfig(disturbed(engine, make, noise=0.05, **kwargs), 4),
     )
-    session.respond("he he he he he he")
+    session.respond("hello world hello world")
     assert session._cache.acceptance.proposed > 0
     session.instructions = "the hello world the hello world the hello world"
 
