@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import itertools
 import json
+import sys
 from pathlib import Path
 
 import mlx.core as mx
 import pytest
 from mlx_lm.models.cache import load_prompt_cache as mlx_lm_load
 from mlx_lm.models.cache import save_prompt_cache
+from test_loading import write_folder
 from tiny import (
     assert_close,
     check_next_logits,
@@ -95,6 +98,19 @@ def test_mlx_lm_opens_what_a_session_saved(kind, tmp_path):
     own = engine.model(mx.array([[65]]), cache=session._cache.context._state.layers)[0, -1]
     assert_close(got, own)
     assert json.loads(metadata["segue_tokens"])["ids"] == list(session._cache.ledger.ids)
+
+
+def test_mlx_lms_command_generates_on_top_of_what_a_session_read(tmp_path, monkeypatch, capsys):
+    write_folder(tmp_path / "model")
+    engine = segue.load(tmp_path / "model")
+    session = ChatSession(engine, instructions="hello to the world", generation=SHORT)
+    session.prewarm()
+    session.save_cache(tmp_path / "c.safetensors")
+    command = ["--prompt-cache-file", str(tmp_path / "c.safetensors"), "--prompt", "the fox"]
+    monkeypatch.setattr(sys, "argv", ["mlx_lm.generate", *command, "--max-tokens", "8"])
+    importlib.import_module("mlx_lm.generate").main()
+    assert session.respond("the fox") in capsys.readouterr().out
+    assert session.history[-1].content
 
 
 def foreign(engine: MlxEngine, path: Path, ids: list[int], config=SHORT) -> list:

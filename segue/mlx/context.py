@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import mlx.core as mx
 from mlx_lm.generate import generation_stream, wired_limit
@@ -28,6 +29,7 @@ class MlxContext:
         state: The caches, empty or holding a prefix.
         make_sampling: Makes the sampling of a reply; refuses what the model can't do.
         vocabulary: How many tokens the model knows, where that is known; larger ids are refused.
+        labels: Texts to save along with the caches.
         drafting: Proposes tokens, if anything does.
     """
 
@@ -37,11 +39,13 @@ class MlxContext:
         make_sampling: Callable[[GenerationConfig], Sampling],
         *,
         vocabulary: int | None = None,
+        labels: Mapping[str, str] = MappingProxyType({}),
         drafting: Drafting | None = None,
     ) -> None:
         self._state = state
         self._make_sampling = make_sampling
         self._vocabulary = vocabulary
+        self._labels = labels
         self._drafting = drafting
         # Tokens in the caches beyond what was told: proposals, accepted already or under check.
         self._ahead = 0
@@ -89,7 +93,7 @@ class MlxContext:
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """See `segue.engine.Context.save`; the layout is mlx-lm's own. The draft's stay behind."""
-        write_cache_file(path, self._state.layers, metadata)
+        write_cache_file(path, self._state.layers, {**self._labels, **metadata})
 
     def _generate(
         self,

@@ -41,19 +41,24 @@ class MlxEngine:
         tokenizer: Its tokenizer: mlx-lm's wrapper, a Hugging Face tokenizer, or an object that
             implements `segue.engine.Tokenizer`.
         name: What messages call the model; by default the tokenizer's own name.
+        source: The folder, file or repository it was loaded from, as mlx-lm's commands take it;
+            prompt cache files tell it. By default the name.
 
     Raises:
         MissingTemplateError: The tokenizer has no chat template.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str | None = None, source: str | None = None
+    ) -> None:
         self.model = model
         self.tokenizer: Tokenizer = (
             MlxTokenizer(tokenizer, name=name)
             if hasattr(tokenizer, "apply_chat_template")
             else tokenizer
         )
-        self.name = name or getattr(self.tokenizer, "name", type(model).__name__)
+        self.name = name or str(getattr(self.tokenizer, "name", type(model).__name__))
+        self.source = source or self.name
         self._quantizable: set[tuple[int, int]] = set()
         if mx.default_device() == mx.Device(mx.cpu):
             blas.warn_if_slow()
@@ -76,6 +81,8 @@ class MlxEngine:
             state,
             self._sampling,
             vocabulary=self._stated_vocabulary,
+            # What mlx_lm.generate looks for in a prompt cache.
+            labels={"model": self.source, "tokenizer_config": "{}"},
             drafting=None if speculative is None else self._drafting(speculative),
         )
 
