@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 from collections.abc import Generator, Iterator
-from importlib import metadata
 from itertools import islice
 from time import perf_counter
 from typing import Any
@@ -32,10 +30,11 @@ import mlx_lm
 from mlx_lm.generate import generate_step
 from mlx_lm.models import llama
 from mlx_lm.tokenizer_utils import BPEStreamingDetokenizer, TokenizerWrapper
+from report import circumstances, spread
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from segue.engine import Step
+from segue.engine import Acceptance, Step
 
 PROMPT = "Explain, step by step and with examples, how a river shapes the land that it flows over."
 
@@ -84,7 +83,9 @@ class InstantContext:
     """Yields tokens that are there already."""
 
     offset = 0
+    prefix = 0
     peak_memory = 0
+    acceptance = Acceptance()
 
     def __init__(self, tokens: list[int]) -> None:
         self._tokens = tokens
@@ -104,7 +105,7 @@ class InstantEngine:
         self.tokenizer = tokenizer
         self._tokens = tokens
 
-    def context(self, config: Any) -> InstantContext:
+    def context(self, config: Any, **kwargs: Any) -> InstantContext:
         return InstantContext(self._tokens)
 
 
@@ -114,14 +115,6 @@ def rate(stream: Iterator[int]) -> tuple[float, list[int]]:
     started = perf_counter()
     tokens.extend(stream)
     return (len(tokens) - 1) / (perf_counter() - started), tokens
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    return {
-        "median": round(statistics.median(values), 4),
-        "min": round(min(values), 4),
-        "max": round(max(values), 4),
-    }
 
 
 def main() -> None:
@@ -189,12 +182,7 @@ def main() -> None:
 
     per_token = 1e6 / statistics.median(rates["generate_step"])
     result = {
-        "benchmark": "decode_overhead",
-        "machine": mx.device_info().get("device_name", platform.processor()),
-        "device": str(mx.default_device()),
-        "segue": segue.__version__,
-        "versions": {name: metadata.version(name) for name in ("mlx", "mlx-lm")},
-        "model": engine.name,
+        **circumstances("decode_overhead", engine),
         "prompt_tokens": len(ids),
         "tokens": options.tokens,
         "runs": options.runs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .config import GenerationConfig
+from .config import GenerationConfig, SpeculativeDecodingConfig
 from .errors import (
     BackendMissingError,
     ConfigurationError,
@@ -15,12 +15,16 @@ from .errors import (
     ModelLoadError,
     ModelNotFoundError,
     PerformanceWarning,
+    PromptCacheError,
+    PromptCacheFormatError,
+    PromptCacheMismatchError,
     SegueError,
     SessionBusyError,
     TemplateError,
     UnsupportedModelError,
 )
 from .messages import Message, Role
+from .prompt_cache import PromptCache, load_prompt_cache
 from .reply import Reply
 from .response import FinishReason, GenerationResponse
 from .session import ChatSession
@@ -47,14 +51,20 @@ __all__ = [
     "ModelLoadError",
     "ModelNotFoundError",
     "PerformanceWarning",
+    "PromptCache",
+    "PromptCacheError",
+    "PromptCacheFormatError",
+    "PromptCacheMismatchError",
     "Reply",
     "Role",
     "SegueError",
     "SessionBusyError",
+    "SpeculativeDecodingConfig",
     "TemplateError",
     "UnsupportedModelError",
     "__version__",
     "load",
+    "load_prompt_cache",
 ]
 
 

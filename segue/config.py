@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from .engine import Engine
+
+PROMPT_LOOKUP = "prompt-lookup"
 
 LogitsProcessor = Callable[[Any, Any], Any]
 """``(tokens, logits) -> logits``, in the engine's own arrays, as in mlx-lm.
@@ -19,6 +24,8 @@ KV_BITS = (2, 3, 4, 5, 6, 8)
 KV_GROUP_SIZES = (32, 64, 128)
 # A rotating cache always keeps its first four tokens, and needs room beside them.
 SMALLEST_KV_SIZE = 8
+# Beyond this, no draft is right often enough to pay for what it makes the model read.
+MOST_DRAFT_TOKENS = 64
 # MLX takes sizes as 32-bit integers, and logits overflow long before their type does.
 LARGEST_INT = 2**31 - 1
 LARGEST = 1e9
@@ -136,6 +143,38 @@ class GenerationConfig:
         """What shapes the KV cache: a cache made under one value serves no other."""
         quantized = (self.kv_bits, self.kv_group_size, self.quantized_kv_start)
         return (self.max_kv_size, *(quantized if self.kv_bits is not None else ()))
+
+
+@dataclass(frozen=True, slots=True)
+class SpeculativeDecodingConfig:
+    """Decode faster: a draft proposes tokens, and the model checks several in one forward pass.
+
+    What is said stays what the model alone would have said: the same tokens where the likeliest
+    one is taken, and the same distribution where they are sampled (rejection sampling, Leviathan
+    et al. 2023, "Fast Inference from Transformers via Speculative Decoding"). A draft that does
+    not pay, by the clock, is left out until it is tried again, ever more rarely.
+
+    Args:
+        draft: ``"prompt-lookup"`` proposes what followed the same tokens earlier in the
+            conversation (Saxena 2023), at no cost in memory; an engine proposes with its own
+            model, which must have the same vocabulary.
+        num_draft_tokens: The most tokens proposed at a time, 1 to 64.
+
+    Raises:
+        ConfigurationError: A value is out of its range or of the wrong type.
+    """
+
+    draft: Engine | str
+    num_draft_tokens: int = 5
+
+    def __post_init__(self) -> None:
+        named = self.draft == PROMPT_LOOKUP if isinstance(self.draft, str) else True
+        if not named or not (isinstance(self.draft, str) or hasattr(self.draft, "context")):
+            raise ConfigurationError(
+                f"{self.draft!r} is no draft.",
+                remedy=f"Pass {PROMPT_LOOKUP!r} or an engine, such as segue.load(...) returns.",
+            )
+        _check_int("num_draft_tokens", self.num_draft_tokens, least=1, most=MOST_DRAFT_TOKENS)
 
 
 def _check_int(name: str, value: object, *, least: int, most: int = LARGEST_INT) -> None:

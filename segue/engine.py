@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from .config import GenerationConfig
+from .config import GenerationConfig, SpeculativeDecodingConfig
 
 PrefillProgress = Callable[[int, int], None]
 """``(tokens fed so far, tokens to feed)``, called before, between and after prefill's chunks."""
@@ -23,6 +25,34 @@ class Step(NamedTuple):
     logprobs: Mapping[int, float] | None = None
     """See `GenerationResponse.logprobs`."""
     from_draft: bool = False
+
+
+class Acceptance(NamedTuple):
+    """What became of the tokens that a draft proposed."""
+
+    proposed: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCache:
+    """A KV cache out of a file, whole and checked, for one engine's contexts.
+
+    Args:
+        layers: The engine's own; never changed, any number of contexts may start from it.
+        offset: How many tokens it holds; ``None`` where the layers don't count (recurrent models).
+        metadata: What `Context.save` was given, and what else the file says.
+        kv_bits: The bits it is quantized to; ``None`` if it is not.
+        kv_group_size: The group size of that.
+        max_kv_size: The most tokens it keeps; ``None`` if all.
+    """
+
+    layers: Any
+    offset: int | None
+    metadata: Mapping[str, str]
+    kv_bits: int | None = None
+    kv_group_size: int | None = None
+    max_kv_size: int | None = None
 
 
 class Detokenizer(Protocol):
@@ -43,6 +73,11 @@ class Tokenizer(Protocol):
     @property
     def eos_token_ids(self) -> AbstractSet[int]:
         """The ids that end a reply."""
+        ...
+
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Every token, as the tokenizer writes it, and its id."""
         ...
 
     def render(
@@ -81,7 +116,17 @@ class Context(Protocol):
 
     @property
     def offset(self) -> int:
-        """How many tokens the KV cache holds."""
+        """How many tokens the KV cache holds, the prefix included."""
+        ...
+
+    @property
+    def prefix(self) -> int:
+        """How many of these are an opaque prefix: nobody told their ids, and they always stay."""
+        ...
+
+    @property
+    def acceptance(self) -> Acceptance:
+        """What became of the draft's proposals so far."""
         ...
 
     @property
@@ -98,33 +143,42 @@ class Context(Protocol):
         """Prefill what the cache lacks of a prompt, then decode.
 
         Checks `config` at once and changes nothing before the first step is asked for. Then feeds
-        ``ids[offset:]`` in chunks of `config.prefill_step_size` and yields `config.max_tokens`
-        steps, eos or not: whoever consumes it decides when to close it. At every yield the cache
-        holds the prompt and every token yielded, the last one included. With no tokens to
-        generate, the whole prompt is fed all the same.
+        ``ids[offset - prefix:]`` in chunks of `config.prefill_step_size` and yields
+        `config.max_tokens` steps, eos or not: whoever consumes it decides when to close it. At
+        every yield the cache holds the prompt and every token yielded, the last one included. With
+        no tokens to generate, the whole prompt is fed all the same.
 
-        A failure of the forward pass leaves the context empty; one of `progress`, and an
-        interrupt, leave it holding what the last chunk or yield left.
+        A failure of the forward pass leaves the context empty but for its prefix; one of
+        `progress` or of a draft, and an interrupt, leave it holding what the last chunk or yield
+        left.
 
         Args:
-            ids: The whole prompt, at least one id longer than what the cache holds of it; the
-                cache must hold exactly ``ids[:offset]``.
+            ids: The whole prompt behind the prefix, at least one id longer than what the cache
+                holds of it; the cache must hold exactly ``ids[:offset - prefix]`` there.
             config: Settings of this reply.
             progress: Called as prefill goes on.
 
         Raises:
             ConfigurationError: This model can't do what `config` asks.
-            GenerationError: The model or its runtime failed.
+            GenerationError: The model, its draft or its runtime failed.
         """
         ...
 
     def rewind(self, offset: int) -> int:
-        """Go back to at most `offset` tokens.
+        """Go back to at most `offset` tokens, and never beyond the prefix.
 
         Drops the newest tokens; where a layer can't drop just those, more of them or all.
 
         Returns:
-            The offset really reached, which may be smaller (0 when everything had to go).
+            The offset really reached, which may be smaller (the prefix when all had to go).
+        """
+        ...
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write the KV cache to a file that `Engine.load_cache` reads; atomic.
+
+        Raises:
+            PromptCacheError: The cache holds nothing, or the file can't be written.
         """
         ...
 
@@ -137,10 +191,38 @@ class Engine(Protocol):
         """The model's own tokenizer, with its chat template."""
         ...
 
-    def context(self, config: GenerationConfig) -> Context:
-        """A new, empty context whose KV cache is of the kind `config.cache_settings` describes.
+    @property
+    def fingerprint(self) -> str:
+        """Identifies weights, settings and vocabulary: a KV cache serves no other engine."""
+        ...
+
+    def context(
+        self,
+        config: GenerationConfig,
+        *,
+        speculative: SpeculativeDecodingConfig | None = None,
+        cache: StoredCache | None = None,
+        opaque: bool = False,
+    ) -> Context:
+        """A new context whose KV cache is of the kind `config.cache_settings` describes.
+
+        Args:
+            config: Settings that shape the cache.
+            speculative: A draft for this context.
+            cache: What it holds from the start, of that same kind; else nothing.
+            opaque: Whether that is a prefix which always stays.
 
         Raises:
-            ConfigurationError: This model can't have such a cache.
+            ConfigurationError: This model can't have such a cache, or such a draft.
+        """
+        ...
+
+    def load_cache(self, path: Path) -> StoredCache:
+        """Read and check a file that `Context.save`, or another program, wrote.
+
+        Raises:
+            PromptCacheError: The file can't be read.
+            PromptCacheFormatError: It is damaged, or of a kind this engine does not know.
+            PromptCacheMismatchError: It belongs to another model.
         """
         ...

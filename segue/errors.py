@@ -68,5 +68,17 @@ class MissingTemplateError(ModelLoadError):
     """The tokenizer has no chat template, so a conversation can't be rendered."""
 
 
+class PromptCacheError(SegueError):
+    """Base of every prompt cache error; itself: one can't be written or read, or is empty."""
+
+
+class PromptCacheFormatError(PromptCacheError, ValueError):
+    """A file is truncated, damaged, of a newer version, or no prompt cache at all."""
+
+
+class PromptCacheMismatchError(PromptCacheError, ValueError):
+    """A sound prompt cache, but of another model, or of other shapes or settings."""
+
+
 class PerformanceWarning(UserWarning):
     """This machine could be much faster; the message says how."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-_Slices = TypeVar("_Slices", str, tuple[int, ...])
+_Slices = TypeVar("_Slices", str, tuple[int, ...], list[int])
 
 
 class Seam(NamedTuple):

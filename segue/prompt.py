@@ -7,12 +7,14 @@ from typing import Any
 
 from .engine import Tokenizer
 from .errors import TemplateError
-from .ledger import TokenLedger
+from .ledger import TokenLedger, common_prefix
 from .messages import Message
 
 # How many ids in front of a join are decoded along with it. Decoders look at their neighbours (a
 # first space dropped, bytes that make one character), never far.
 JOIN_CONTEXT = 8
+# Two questions that share no beginning: what two prompts with them share comes before any question.
+OPENING_QUESTIONS = ("a", "b")
 
 
 def build_prompt(
@@ -23,9 +25,6 @@ def build_prompt(
 ) -> TokenLedger:
     """The ids of a turn's prompt, as the ledger will hold them once they are fed.
 
-    Where the rendered text starts with the text of the held ids, those ids stand and only the rest
-    is encoded: what the model sampled is kept, although its text might encode to other ids.
-
     Args:
         tokenizer: The engine's tokenizer.
         messages: The whole conversation, instructions in front, the new messages behind.
@@ -35,6 +34,29 @@ def build_prompt(
     Raises:
         TemplateError: The chat template refused the messages or broke on them.
     """
+    return _splice(tokenizer, _render(tokenizer, messages, template_kwargs), held)
+
+
+def build_opening(
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    held: TokenLedger,
+    template_kwargs: Mapping[str, Any],
+) -> TokenLedger:
+    """The ids that every prompt begins with which asks something after these messages.
+
+    Args and errors are those of `build_prompt`.
+    """
+    first, second = (
+        _render(tokenizer, [*messages, Message.user(question)], template_kwargs)
+        for question in OPENING_QUESTIONS
+    )
+    return _splice(tokenizer, first[: common_prefix(first, second)], held)
+
+
+def _render(
+    tokenizer: Tokenizer, messages: Sequence[Message], template_kwargs: Mapping[str, Any]
+) -> str:
     text = tokenizer.render(
         [message.to_template() for message in messages],
         add_generation_prompt=True,
@@ -45,6 +67,15 @@ def build_prompt(
             "The chat template rendered this conversation to nothing, so there is nothing to feed.",
             remedy="Check the messages, and the model's chat template.",
         )
+    return text
+
+
+def _splice(tokenizer: Tokenizer, text: str, held: TokenLedger) -> TokenLedger:
+    """The ids of a rendered text.
+
+    Where it starts with the text of the held ids, those ids stand and only the rest is encoded:
+    what the model sampled is kept, although its text might encode to other ids.
+    """
     seam = held.seam_within(text)
     if seam.ids:
         kept, rest = held.truncate(seam.ids), text[seam.chars :]

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from .config import GenerationConfig
-from .engine import Context, Engine, PrefillProgress
-from .errors import ConfigurationError
+from .config import GenerationConfig, SpeculativeDecodingConfig
+from .engine import Engine, PrefillProgress
+from .errors import ConfigurationError, PromptCacheError, SessionBusyError
 from .interrupt import InterruptHold
-from .ledger import TokenLedger, tokens_to_keep
+from .ledger import common_prefix
 from .messages import Message, Role, as_messages, check_messages
-from .prompt import append_reply, build_prompt
+from .prompt import build_opening, build_prompt
+from .prompt_cache import PromptCache, describe
 from .reply import Reply
+from .session_cache import SessionCache
 
 
 class ChatSession:
@@ -33,9 +38,15 @@ class ChatSession:
         generation: Settings of the replies.
         template_kwargs: Arguments for the model's chat template (``tools``, ``enable_thinking``);
             copied.
+        speculative: Decode faster with a draft.
+        cache: A KV cache to begin with, from `segue.load_prompt_cache`. If its tokens are known,
+            the session goes on with the conversation that it was saved from, as far as no
+            `instructions`, `history` or `template_kwargs` are given; it is kept as far as prompts
+            begin with its text. If they are not, it stays in front of all that is said.
 
     Raises:
-        ConfigurationError: An argument has the wrong type.
+        ConfigurationError: An argument has the wrong type, the draft does not go with the engine,
+            or the cache does not go with it or with `generation`.
         MessageError: The history holds something other than messages.
     """
 
@@ -47,6 +58,8 @@ class ChatSession:
         history: Iterable[Message] = (),
         generation: GenerationConfig = GenerationConfig(),  # noqa: B008 (immutable)
         template_kwargs: Mapping[str, Any] | None = None,
+        speculative: SpeculativeDecodingConfig | None = None,
+        cache: PromptCache | None = None,
     ) -> None:
         if not callable(getattr(engine, "context", None)):
             raise ConfigurationError(
@@ -59,14 +72,22 @@ class ChatSession:
                 remedy="Pass a dict such as {'enable_thinking': False}.",
             )
         self._engine = engine
-        self.instructions = instructions
-        self.generation = generation
-        self._template_kwargs = copy.deepcopy(dict(template_kwargs or {}))
+        self._cache = SessionCache(engine, speculative=speculative, start=cache)
         self._history = list(check_messages(history))
-        self._context: Context | None = None
-        self._context_settings: tuple[int | None, ...] = ()
-        self._ledger = TokenLedger()
+        if (
+            cache is not None
+            and instructions is None
+            and not self._history
+            and template_kwargs is None
+        ):
+            instructions, template_kwargs = cache.instructions, cache.template_kwargs
+            self._history = list(cache.history)
+        self.instructions = instructions
+        self._template_kwargs = copy.deepcopy(dict(template_kwargs or {}))
+        self.generation = generation
+        self.generation = self._cache.begin(cache, self.generation)
         self._live: weakref.ref[Reply] | None = None
+        self._reading = False
 
     @property
     def instructions(self) -> str | None:
@@ -94,7 +115,7 @@ class ChatSession:
                 f"generation is a GenerationConfig, not {type(generation).__name__}.",
                 remedy="Build one: GenerationConfig(max_tokens=..., temperature=...).",
             )
-        self._generation = generation
+        self._generation = self._cache.settle(generation)
 
     @property
     def template_kwargs(self) -> Mapping[str, Any]:
@@ -121,7 +142,16 @@ class ChatSession:
         With `GenerationConfig.max_kv_size`, and in models with sliding windows, the oldest of them
         are counted although their keys and values have made room for newer ones.
         """
-        return 0 if self._context is None else self._context.offset
+        return self._cache.offset
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """The share of the draft's tokens that the model took, over all turns so far.
+
+        ``None`` as long as nothing was proposed.
+        """
+        proposed, accepted = self._cache.acceptance
+        return accepted / proposed if proposed else None
 
     def respond(
         self,
@@ -177,24 +207,20 @@ class ChatSession:
         config = self._generation
         tokenizer = self._engine.tokenizer
         # A cache of another kind is replaced only once nothing can be refused any more.
-        fresh = self._context is None or self._context_settings != config.cache_settings
-        held = TokenLedger() if fresh else self._ledger.truncate(self.cached_tokens)
-        system = () if self._instructions is None else (Message.system(self._instructions),)
         prompt_ledger = build_prompt(
-            tokenizer, (*system, *self._history, *messages), held, self._template_kwargs
+            tokenizer,
+            self._with_system(*messages),
+            self._cache.held(config),
+            self._template_kwargs,
         )
-        context = self._engine.context(config) if fresh else self._context
-        assert context is not None
+        context = self._cache.context_for(config)
         steps = context.generate(prompt_ledger.ids, config, prompt_progress_callback)
 
         detokenizer = tokenizer.detokenizer()
 
         hold = InterruptHold()
         with hold:
-            self._context, self._context_settings = context, config.cache_settings
-            cached = context.rewind(tokens_to_keep(held, prompt_ledger))
-            # From here on the cache is filled from this prompt, and holds its first `offset` ids.
-            self._ledger = prompt_ledger
+            cached = self._cache.turn_to(context, config, prompt_ledger)
             self._history.extend(messages)
             reply = Reply(
                 steps,
@@ -202,7 +228,7 @@ class ChatSession:
                 eos_token_ids=tokenizer.eos_token_ids,
                 detokenizer=detokenizer,
                 config=config,
-                prompt_tokens=len(prompt_ledger.ids),
+                prompt_tokens=context.prefix + len(prompt_ledger.ids),
                 cached_tokens=cached,
                 record=self._record,
             )
@@ -211,26 +237,101 @@ class ChatSession:
             hold.deliver()
         return reply
 
-    def clear(self) -> None:
-        """Forget the conversation: drop cache and history, keep instructions and settings."""
+    def prewarm(self, *, prompt_progress_callback: PrefillProgress | None = None) -> int:
+        """Read what the next prompt will begin with: instructions, tools and history.
+
+        The turn after that feeds only its own message. A live reply is closed first.
+
+        Args:
+            prompt_progress_callback: Called with ``(tokens fed, tokens to feed)``.
+
+        Returns:
+            How many tokens were fed.
+
+        Raises:
+            TemplateError: The chat template refused the conversation; nothing changed.
+            ConfigurationError: The model can't do what `generation` asks; nothing changed.
+            GenerationError: The model failed.
+        """
         self._close_live()
-        self._context = None
-        self._ledger = TokenLedger()
+        config = replace(self._generation, max_tokens=0)
+        cache = self._cache
+        held = cache.held(config)
+        opening = build_opening(
+            self._engine.tokenizer, self._with_system(), held, self._template_kwargs
+        )
+        if common_prefix(held.ids, opening.ids) == len(opening.ids):
+            return 0
+        context = cache.context_for(config)
+        steps = context.generate(opening.ids, config, prompt_progress_callback)
+        hold = InterruptHold()
+        with hold:
+            before = cache.turn_to(context, config, opening)
+            self._reading = True
+            try:
+                for _ in steps:
+                    pass
+            finally:
+                self._reading = False
+                cache.commit()
+            hold.deliver()
+        return context.offset - before
+
+    def save_cache(self, path: str | os.PathLike[str]) -> None:
+        """Write the KV cache to a file, for `segue.load_prompt_cache` and for mlx-lm.
+
+        It holds what was read and said so far, and names it, unless the session itself began with
+        a cache that does not. A live reply is closed first. The file is replaced in one piece: if
+        anything goes wrong, an earlier one is left as it was.
+
+        Args:
+            path: The file, ``.safetensors`` by custom.
+
+        Raises:
+            PromptCacheError: There is no cache yet, or the file can't be written.
+        """
+        self._close_live()
+        context = self._cache.context
+        if context is None or not context.offset:
+            raise PromptCacheError(
+                "This session has no cache yet, so there is nothing to save.",
+                remedy="Take a turn first, or call prewarm().",
+            )
+        metadata = describe(
+            self._engine.fingerprint,
+            None if context.prefix else self._cache.ledger,
+            self._instructions,
+            self._history,
+            self._template_kwargs,
+        )
+        context.save(Path(path), metadata)
+
+    def clear(self) -> None:
+        """Forget the conversation: drop cache and history, keep instructions and settings.
+
+        A cache that the session began with, and whose tokens nobody told, stays in front.
+        """
+        self._close_live()
+        self._cache.clear()
         self._history.clear()
 
     def _close_live(self) -> None:
+        if self._reading:
+            raise SessionBusyError(
+                "This session is reading its prompt at this moment.",
+                remedy="Don't use it inside its own progress callback, nor from two threads.",
+            )
         reply = self._live() if self._live is not None else None
         if reply is not None:
             reply.close()
         self._live = None
 
+    def _with_system(self, *messages: Message) -> tuple[Message, ...]:
+        """The whole conversation as a template takes it, with new messages behind."""
+        system = () if self._instructions is None else (Message.system(self._instructions),)
+        return (*system, *self._history, *messages)
+
     def _record(self, reply: Reply) -> None:
         """Write back what a turn really did; called by the reply, once."""
-        context = self._context
-        assert context is not None
         self._history.append(Message.assistant(reply.text))
-        ledger = append_reply(self._engine.tokenizer, self._ledger, reply.tokens)
-        # After a failure the cache may hold less than was generated, or nothing; an interrupt may
-        # have struck before the last token was told, and then the cache gives it back.
-        context.rewind(len(ledger.ids))
-        self._ledger = ledger.truncate(context.offset)
+        self._cache.commit(reply.tokens)

@@ -9,7 +9,7 @@ from segue import ChatSession, Message
 
 def held(session: ChatSession) -> tuple[int, ...]:
     """The ids in the session's KV cache; every layer must hold the same."""
-    context = session._context
+    context = session._cache.context
     assert context is not None
     assert context.offset == len(context.cache[0])  # type: ignore[attr-defined]
     return tuple(context.cache[0])  # type: ignore[attr-defined]
@@ -28,8 +28,8 @@ def rendered(session: ChatSession, messages: Sequence[Message], *, prompt: bool)
 def check_ledger(session: ChatSession) -> None:
     """The ledger invariant: what we believe the cache holds is what it holds."""
     if session.has_cache:
-        assert session._ledger.ids == held(session)
-        assert len(session._ledger.ids) == session.cached_tokens
+        assert session._cache.ledger.ids == held(session)
+        assert len(session._cache.ledger.ids) == session.cached_tokens
 
 
 def say(ids: Sequence[int]) -> int:

@@ -20,7 +20,8 @@ def code(page: Path) -> list[str]:
 
 @pytest.mark.smollm2
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_code_shown_runs(page, capsys):
+def test_code_shown_runs(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = code(page)
     assert blocks
     namespace: dict[str, object] = {}

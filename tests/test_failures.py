@@ -100,10 +100,10 @@ def test_a_prompt_of_the_wrong_kind_changes_nothing_and_keeps_the_live_reply():
 
 def test_settings_the_model_can_not_follow_change_nothing():
     class Refusing(FakeEngine):
-        def context(self, config):
+        def context(self, config, **kwargs):
             if config.max_kv_size is not None:
                 raise ConfigurationError("No.", remedy="Don't.")
-            return super().context(config)
+            return super().context(config, **kwargs)
 
     session = ChatSession(Refusing(["hello", "fine"]))
     session.respond("hi")

@@ -154,7 +154,10 @@ def test_a_session_on_pieces_feeds_only_what_is_new(tmp_path):
     with session.stream("the  world") as reply:
         list(reply)
     assert reply.cached_tokens == before
-    assert [token for token in session._ledger.ids if token == 2] == [2]
+    messages = [message.to_template() for message in session.history]
+    tokenizer = engine.tokenizer
+    text = tokenizer.render(messages, add_generation_prompt=True, template_kwargs={})
+    assert list(tokenizer.encode(text)).count(2) == 1
 
 
 # --- BOS ----------------------------------------------------------------------------------------

@@ -166,7 +166,7 @@ def test_ctrl_c_is_not_lost_when_the_reply_is_dropped():
 def test_ctrl_c_during_the_rewind_at_a_turns_start_leaves_the_layers_in_step():
     session = ChatSession(FakeEngine(["one", "two", "three"]), instructions="Be brief.")
     session.respond("hi")
-    context = session._context
+    context = session._cache.context
     rewind = context.rewind
 
     def pressing(offset: int) -> int:

@@ -75,7 +75,7 @@ def test_a_reply_is_the_one_a_fresh_session_would_give(engine):
     with session.stream("last") as reply:
         list(reply)
     # The ids, not the text: a fresh context fed what this one was fed.
-    held = session._ledger.ids
+    held = session._cache.ledger.ids
     ids = held[: len(held) - len(reply.tokens)]
     context = engine.context(SHORT)
     assert [step.token for step in context.generate(ids, SHORT)][: len(reply.tokens)] == list(
@@ -102,7 +102,7 @@ def test_rewind_says_where_it_got_to(engine):
     assert reached in (0, 9)
     rest = list(range(60, 69))
     list(context.generate([*rest, 99], GenerationConfig(max_tokens=0)))
-    logits = engine.model(mx.array([[65]]), cache=context._cache)[0, -1]
+    logits = engine.model(mx.array([[65]]), cache=context._state.layers)[0, -1]
     assert_close(logits, fresh_logits(engine.model, [*rest, 99, 65]))
 
 
@@ -130,7 +130,7 @@ def test_all_layers_stay_in_lockstep():
     session = ChatSession(engine, generation=SHORT)
     for prompt in ("hello", "again"):
         session.respond(prompt)
-        layers = session._context._cache
+        layers = session._cache.context._state.layers
         assert {layer.offset for layer in layers} == {session.cached_tokens}
 
 
@@ -143,7 +143,7 @@ def test_max_kv_size_bounds_the_cache_of_models_that_make_their_own():
     session = ChatSession(engine, generation=config)
     session.respond("a prompt that is longer than sixteen tokens")
     session.respond("another")
-    for layer in session._context._cache:
+    for layer in session._cache.context._state.layers:
         assert type(layer) is RotatingKVCache
         # One step of prefill may stand above the bound until the next token is written.
         assert layer.size() <= 16
@@ -162,17 +162,17 @@ def test_kv_bits_quantize_the_cache_from_the_start_that_was_set():
     )
     session = ChatSession(engine, generation=config)
     session.respond("a")
-    assert all(type(layer) is KVCache for layer in session._context._cache)
+    assert all(type(layer) is KVCache for layer in session._cache.context._state.layers)
     session.respond("a longer prompt than before")
-    names = {type(layer).__name__ for layer in session._context._cache}
+    names = {type(layer).__name__ for layer in session._cache.context._state.layers}
     assert names == {"QuantizedKVCache"}
     before = session.cached_tokens
     with session.stream("more") as reply:
         list(reply)
     assert reply.cached_tokens == before
     # Eight bits are close to the whole numbers, and the reply goes on from the same state.
-    got = engine.model(mx.array([[65]]), cache=session._context._cache)[0, -1]
-    expected = fresh_logits(engine.model, [*session._ledger.ids, 65])
+    got = engine.model(mx.array([[65]]), cache=session._cache.context._state.layers)[0, -1]
+    expected = fresh_logits(engine.model, [*session._cache.ledger.ids, 65])
     error = mx.abs(got - expected).max() / mx.abs(expected).max()
     assert error.item() < 0.1
 
@@ -215,9 +215,9 @@ def test_a_forward_pass_that_fails_half_way_empties_the_context(call, failure):
 
 def check_cache(session: ChatSession) -> None:
     """Each layer holds the very ids of the ledger."""
-    for layer in session._context._cache:
+    for layer in session._cache.context._state.layers:
         keys = layer.keys_and_values()[0][0, 0, :, 0].tolist()
-        assert tuple(int(key) for key in keys) == session._ledger.ids
+        assert tuple(int(key) for key in keys) == session._cache.ledger.ids
 
 
 def test_a_failure_of_mlx_is_mapped_and_names_its_cause():
@@ -354,7 +354,7 @@ def test_a_rewind_that_one_layer_does_not_follow_empties_the_context(last):
     except KeyboardInterrupt:
         assert last is BreakingTrim
     assert context.offset == 0
-    assert all(layer.empty() for layer in context._cache)
+    assert all(layer.empty() for layer in context._state.layers)
 
 
 def test_a_chunked_cache_that_dropped_its_front_is_rebuilt():
@@ -362,7 +362,7 @@ def test_a_chunked_cache_that_dropped_its_front_is_rebuilt():
     engine.model.make_cache = lambda: [ChunkedKVCache(64) for _ in range(4)]
     context = engine.context(SHORT)
     list(context.generate(list(range(60, 75)), GenerationConfig(max_tokens=0)))
-    for layer in context._cache:
+    for layer in context._state.layers:
         layer.chunk_size = 8
         layer.maybe_trim_front()
     assert context.rewind(14) == 0

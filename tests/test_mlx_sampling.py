@@ -145,7 +145,7 @@ def test_penalties_see_the_conversation_in_the_cache_not_only_this_turn(engine):
     with session.stream("again") as reply:
         list(reply)
     assert reply.cached_tokens > 0
-    ids = list(session._ledger.ids)
+    ids = list(session._cache.ledger.ids)
     said = len(reply.tokens)
     assert seen[: said + 1] == [ids[: reply.prompt_tokens + n] for n in range(said + 1)]
 
@@ -159,7 +159,7 @@ def test_a_repetition_penalty_forbids_what_the_first_turn_said(engine):
     ids = engine.tokenizer.encode("")
     session = ChatSession(engine, generation=banned, history=history)
     session.respond("hello")
-    ids = session._ledger.ids[: session.cached_tokens - 1]
+    ids = session._cache.ledger.ids[: session.cached_tokens - 1]
     logits = fresh_logits(engine.model, ids)
     expected = mx.argmax(
         mx.where(
@@ -250,7 +250,7 @@ def test_logprobs_are_those_of_a_fresh_prefill(engine):
     with session.stream("hello") as reply:
         responses = list(reply)
     for n, response in enumerate(responses):
-        ids = session._ledger.ids[: reply.prompt_tokens + n]
+        ids = session._cache.ledger.ids[: reply.prompt_tokens + n]
         logits = fresh_logits(engine.model, ids)
         expected = logits - mx.logsumexp(logits)
         assert len(response.logprobs) == 3

@@ -144,7 +144,7 @@ def test_the_next_turn_is_incremental_and_fed_what_the_template_wrote(tokenizer)
         add_generation_prompt=True,
         template_kwargs={},
     )
-    fed = session._ledger.ids[: reply.prompt_tokens]
+    fed = session._cache.ledger.ids[: reply.prompt_tokens]
     assert ours.decode(fed) == ours.decode(ours.encode(rendered))
 
 

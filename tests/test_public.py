@@ -26,14 +26,20 @@ def test_the_public_names_are_these():
         "ModelLoadError",
         "ModelNotFoundError",
         "PerformanceWarning",
+        "PromptCache",
+        "PromptCacheError",
+        "PromptCacheFormatError",
+        "PromptCacheMismatchError",
         "Reply",
         "Role",
         "SegueError",
         "SessionBusyError",
+        "SpeculativeDecodingConfig",
         "TemplateError",
         "UnsupportedModelError",
         "__version__",
         "load",
+        "load_prompt_cache",
     ]
 
 

@@ -78,7 +78,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.spelled = False
 
     def cache(self) -> tuple[int, ...]:
-        context = self.session._context
+        context = self.session._cache.context
         return () if context is None else tuple(context.cache[0])
 
     def render(self, messages, *, prompt: bool) -> str:
@@ -95,12 +95,12 @@ class SessionMachine(RuleBasedStateMachine):
         self.settle()
         before = self.cache()
         same_kind = (
-            self.session._context is not None
-            and self.session._context_settings == self.session.generation.cache_settings
+            self.session._cache.context is not None
+            and self.session._cache._settings == self.session.generation.cache_settings
         )
         reply = self.session.stream(text, **kwargs)
         self.expected.append(Message.user(text))
-        ids = self.session._ledger.ids
+        ids = self.session._cache.ledger.ids
         assert TOKENIZER.decode(ids) == self.render(self.expected, prompt=True)
         assert reply.prompt_tokens == len(ids)
         best = min(common_prefix(before, ids), len(ids) - 1) if same_kind else 0
@@ -229,9 +229,13 @@ class SessionMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_is_what_the_cache_holds(self):
-        if hasattr(self, "session") and self.live is None and self.session._context is not None:
-            assert self.session._ledger.ids[: self.session.cached_tokens] == self.cache()
-            assert len(self.session._ledger.ids) == self.session._context.offset
+        if (
+            hasattr(self, "session")
+            and self.live is None
+            and self.session._cache.context is not None
+        ):
+            assert self.session._cache.ledger.ids[: self.session.cached_tokens] == self.cache()
+            assert len(self.session._cache.ledger.ids) == self.session._cache.context.offset
 
     def teardown(self):
         if hasattr(self, "session"):

@@ -41,15 +41,17 @@ def randomize(model: Any, *, seed: int = 0) -> Any:
     return model
 
 
-def tiny_llama(vocabulary: int, *, window: int | None = None, head_dim: int = 32) -> Any:
-    """Four layers; with a window, every second one slides."""
-    kinds = ["sliding_attention", "full_attention"] * 2 if window else None
+def tiny_llama(
+    vocabulary: int, *, window: int | None = None, head_dim: int = 32, layers: int = 4
+) -> Any:
+    """A few layers; with a window, every second one slides."""
+    kinds = ["sliding_attention", "full_attention"] * (layers // 2) if window else None
     return randomize(
         llama.Model(
             llama.ModelArgs(
                 model_type="llama",
                 hidden_size=64,
-                num_hidden_layers=4,
+                num_hidden_layers=layers,
                 intermediate_size=96,
                 num_attention_heads=2,
                 num_key_value_heads=1,
@@ -128,6 +130,21 @@ def byte_level_tokenizer(template: str | None = CHATML) -> TokenizerWrapper:
     return TokenizerWrapper(wrapped, BPEStreamingDetokenizer)
 
 
+def disturbed(engine: MlxEngine, make: Any = tiny_llama, *, noise: float, **kwargs: Any) -> Any:
+    """A draft for an engine: another of its kind that often, but not always, agrees with it."""
+    key = mx.random.key(7)
+
+    def disturb(weight: mx.array) -> mx.array:
+        nonlocal key
+        key, drawn = mx.random.split(key)
+        return weight + noise * mx.random.normal(weight.shape, key=drawn) * weight.shape[-1] ** -0.5
+
+    draft = toy_engine(make, **kwargs)
+    draft.model.update(tree_map(disturb, engine.model.parameters()))
+    mx.eval(draft.model.parameters())
+    return draft
+
+
 def toy_engine(make: Any = tiny_llama, **kwargs: Any) -> MlxEngine:
     """An engine of a tiny model with the toy tokenizer."""
     tokenizer = ToyTokenizer()
@@ -147,14 +164,14 @@ def assert_close(got: mx.array, expected: mx.array) -> None:
 
 def check_next_logits(session: ChatSession, *, probe: int = 65) -> None:
     """The never-wrong invariant: the next logits are those of a fresh prefill of the same ids."""
-    context: Any = session._context
-    ids = session._ledger.ids
+    context: Any = session._cache.context
+    ids = session._cache.ledger.ids
     assert len(ids) == context.offset
-    for layer in context._cache:
+    for layer in context._state.layers:
         if hasattr(layer, "offset"):
             assert layer.offset == context.offset, "the layers are out of step"
-    model = context._model
+    model = context._state.model
     if not ids:
         return
-    cache = copy.deepcopy(context._cache)
+    cache = copy.deepcopy(context._state.layers)
     assert_close(model(mx.array([[probe]]), cache=cache)[0, -1], fresh_logits(model, [*ids, probe]))

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
 from time import perf_counter
 
 from rich.console import Console
 from rich.text import Text
 
-from ..config import GenerationConfig
+from ..config import PROMPT_LOOKUP, GenerationConfig, SpeculativeDecodingConfig
+from ..engine import Engine
 from ..errors import SegueError
+from ..prompt_cache import load_prompt_cache
 from ..response import GenerationResponse
 from ..session import ChatSession
 from .commands import COMMANDS
@@ -27,7 +31,38 @@ GREETING = (
 TOKENS_WORTH_PROGRESS = 64
 
 
-def run(model: str, system: str | None, generation: GenerationConfig) -> None:
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a chat begins with, as the command line names it.
+
+    Attributes:
+        system: The system message.
+        cache: A prompt cache file.
+        draft: ``"prompt-lookup"``, or the name of a model that drafts.
+        num_draft_tokens: How many tokens it drafts at a time.
+    """
+
+    system: str | None = None
+    cache: Path | None = None
+    draft: str | None = None
+    num_draft_tokens: int = 5
+
+    def session(self, engine: Engine, generation: GenerationConfig) -> ChatSession:
+        """The session that this begins."""
+        from ..mlx.loading import load
+
+        speculative = None
+        if self.draft is not None:
+            draft = self.draft if self.draft == PROMPT_LOOKUP else load(self.draft)
+            speculative = SpeculativeDecodingConfig(draft, self.num_draft_tokens)
+        cache = None if self.cache is None else load_prompt_cache(self.cache, engine)
+        session = ChatSession(engine, generation=generation, speculative=speculative, cache=cache)
+        if self.system is not None:
+            session.instructions = self.system
+        return session
+
+
+def run(model: str, start: Start, generation: GenerationConfig) -> None:
     """Load a model and converse until the input ends."""
     console = Console(highlight=False)
     # A program may be started with its standard streams closed.
@@ -37,7 +72,7 @@ def run(model: str, system: str | None, generation: GenerationConfig) -> None:
     from ..mlx.names import find
 
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        answer_lines(ChatSession(load(model), instructions=system, generation=generation))
+        answer_lines(start.session(load(model), generation))
         return
     if isinstance(find(model), str):
         # A repository: the download shows its own progress, which a spinner would garble.
@@ -45,8 +80,11 @@ def run(model: str, system: str | None, generation: GenerationConfig) -> None:
     else:
         with quiet_input(), console.status(Text(f"loading {model} …")):
             engine = load(model)
+    session = start.session(engine, generation)
     console.print(GREETING.format(name=engine.name), style="dim", markup=False)
-    session = ChatSession(engine, instructions=system, generation=generation)
+    if session.has_cache:
+        told = f"The model has read {session.cached_tokens:,} tokens already, from {start.cache}."
+        console.print(told, style="dim", markup=False)
     TerminalChat(session, console, Prompter(list(COMMANDS))).run()
 
 

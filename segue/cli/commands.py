@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.markdown import Markdown
@@ -57,7 +58,21 @@ def _history(chat: TerminalChat, _: str) -> None:
 
 
 def _stats(chat: TerminalChat, _: str) -> None:
-    chat.console.print(chat.statistics.table(cached_tokens=chat.session.cached_tokens))
+    session = chat.session
+    table = chat.statistics.table(
+        cached_tokens=session.cached_tokens, acceptance_rate=session.acceptance_rate
+    )
+    chat.console.print(table)
+
+
+def _save_cache(chat: TerminalChat, path: str) -> None:
+    if not path:
+        chat.console.print("Name the file: /save-cache PATH", markup=False)
+        return
+    place = Path(path).expanduser()
+    chat.session.save_cache(place)
+    told = f"{chat.session.cached_tokens:,} tokens are in {place}; --cache takes them up again."
+    chat.console.print(told, style="dim", markup=False)
 
 
 def _quit(chat: TerminalChat, _: str) -> None:
@@ -69,6 +84,7 @@ COMMANDS = {
     "clear": Command("/clear", "forget the conversation, keep the system message", _clear),
     "system": Command("/system [TEXT]", "set the system message, or show it", _system),
     "history": Command("/history", "show what was said", _history),
+    "save-cache": Command("/save-cache PATH", "keep the KV cache in a file", _save_cache),
     "stats": Command("/stats", "show what the conversation has cost", _stats),
     "quit": Command("/quit", "leave (as Ctrl-D does)", _quit),
 }

@@ -1,4 +1,4 @@
-"""Entry point: ``segue chat``, ``segue doctor``."""
+"""Entry point: ``segue chat``, ``segue cache-prompt``, ``segue doctor``."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TextIO
 
 import click
@@ -13,7 +14,7 @@ import click
 from .. import __version__
 from ..config import GenerationConfig
 from ..errors import SegueError
-from .options import generation_options
+from .options import CACHE_SETTINGS, generation_options
 
 # MLX and transformers take seconds to import: the modules that need them are imported inside the
 # commands, so that --help and a wrong option answer at once.
@@ -28,29 +29,82 @@ def cli() -> None:
     """Talk with a local language model that never reads a token twice."""
 
 
-@cli.command()
-@click.option(
+model_option = click.option(
     "--model",
     default="smollm2",
     show_default=True,
     metavar="NAME",
     help="smollm2, a .gguf file, an mlx-lm folder, or a Hugging Face repository id.",
 )
+file = click.Path(path_type=Path)
+
+
+@cli.command()
+@model_option
 @click.option("--system", default=None, metavar="TEXT", help="The system message.")
-@generation_options
-def chat(model: str, system: str | None, generation: GenerationConfig) -> None:
+@click.option(
+    "--cache",
+    type=file,
+    default=None,
+    metavar="FILE",
+    help="Talk on top of this prompt cache, from cache-prompt or /save-cache.",
+)
+@click.option(
+    "--draft",
+    default=None,
+    metavar="NAME",
+    help="Decode faster: prompt-lookup, or a smaller model of the same vocabulary.",
+)
+@click.option(
+    "--num-draft-tokens",
+    type=int,
+    default=5,
+    show_default=True,
+    help="Tokens drafted at a time, at most.",
+)
+@generation_options()
+def chat(
+    model: str,
+    system: str | None,
+    cache: Path | None,
+    draft: str | None,
+    num_draft_tokens: int,
+    generation: GenerationConfig,
+) -> None:
     """Hold a conversation in the terminal.
 
     Where standard input or output is not a terminal, answer each line of input plainly.
     """
-    from .chat import run
+    from .chat import Start, run
 
-    run(model, system, generation)
+    run(model, Start(system, cache, draft, num_draft_tokens), generation)
+
+
+@cli.command(name="cache-prompt")
+@model_option
+@click.argument("source", metavar="FILE|-")
+@click.option(
+    "-o",
+    "--output",
+    type=file,
+    required=True,
+    metavar="OUT",
+    help="The prompt cache to write, .safetensors by custom.",
+)
+@generation_options(*CACHE_SETTINGS)
+def cache_prompt(model: str, source: str, output: Path, generation: GenerationConfig) -> None:
+    """Read a long text once and keep its KV cache.
+
+    The text becomes the system message; segue chat --cache OUT talks on top of it.
+    """
+    from .cache_prompt import run
+
+    run(model, source, output, generation)
 
 
 @cli.command()
 def doctor() -> None:
-    """Show what this machine runs models on, and its possible speed-ups."""
+    """Show what runs models here, and what could speed them up."""
     from .doctor import report
 
     click.echo(report())

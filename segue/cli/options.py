@@ -40,25 +40,46 @@ HELP = {
     "max_kv_size": "Keep at most so many tokens in the KV cache.",
 }
 
+# What shapes the KV cache, and how it is filled.
+CACHE_SETTINGS = (
+    "prefill_step_size",
+    "kv_bits",
+    "kv_group_size",
+    "quantized_kv_start",
+    "max_kv_size",
+)
+
 # A person waits for Ctrl-C to act, and a CPU reads some hundred tokens a second.
 CHAT_DEFAULTS = {"max_tokens": 1024, "prefill_step_size": 512}
 
 
-def generation_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command one option for each field, and call it with the ``generation`` they make."""
+Command = Callable[..., Any]
 
-    @functools.wraps(command)
-    def with_generation(**values: Any) -> Any:
-        given = {name: values.pop(name) for name in HELP}
-        given["logit_bias"] = dict(_bias(entry) for entry in given["logit_bias"])
-        settings = {name: value for name, value in given.items() if value is not None}
-        return command(**values, generation=GenerationConfig(**settings))
 
-    decorated: Callable[..., Any] = with_generation
-    for field in reversed(dataclasses.fields(GenerationConfig)):
-        if field.name not in LEFT_OUT:
-            decorated = _option(field)(decorated)
-    return decorated
+def generation_options(*names: str) -> Callable[[Command], Command]:
+    """Give a command one option for each field, and call it with the ``generation`` they make.
+
+    Args:
+        names: The fields; all that have an option if none is named.
+    """
+    wanted = names or tuple(HELP)
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def with_generation(**values: Any) -> Any:
+            given = {name: values.pop(name) for name in wanted}
+            if "logit_bias" in given:
+                given["logit_bias"] = dict(_bias(entry) for entry in given["logit_bias"])
+            settings = {name: value for name, value in given.items() if value is not None}
+            return command(**values, generation=GenerationConfig(**settings))
+
+        decorated: Command = with_generation
+        for field in reversed(dataclasses.fields(GenerationConfig)):
+            if field.name in wanted:
+                decorated = _option(field)(decorated)
+        return decorated
+
+    return decorate
 
 
 def _option(field: dataclasses.Field[Any]) -> Callable[..., Any]:

@@ -53,7 +53,7 @@ class Statistics:
         """The last turn in one line."""
         return ("stopped · " if stopped else "") + self._line
 
-    def table(self, *, cached_tokens: int) -> Table:
+    def table(self, *, cached_tokens: int, acceptance_rate: float | None = None) -> Table:
         """All turns as a small table."""
         table = Table(show_header=False, box=None, pad_edge=False)
         for name, value in (
@@ -64,4 +64,6 @@ class Statistics:
             ("tokens in the KV cache", cached_tokens),
         ):
             table.add_row(name, f"{value:,}")
+        if acceptance_rate is not None:
+            table.add_row("drafted tokens accepted", f"{acceptance_rate:.0%}")
         return table

@@ -1,55 +1,73 @@
-"""The KV state of one conversation, over mlx-lm's caches."""
+"""The KV state of one conversation, and the decode loop over it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
 
 import mlx.core as mx
-from mlx_lm.generate import generation_stream, maybe_quantize_kv_cache, wired_limit
+from mlx_lm.generate import generation_stream, wired_limit
 
 from ..config import GenerationConfig
-from ..engine import PrefillProgress, Step
+from ..engine import Acceptance, PrefillProgress, Step
 from ..errors import ConfigurationError, GenerationError, SegueError
 from ..interrupt import deliver_interrupt
+from .cache_file import write_cache_file
+from .drafting import Drafting, Pass
+from .kv_state import KVState, Mark
 from .sampling import Sample, Sampling
 
 # How often, in tokens, decode hands freed buffers back, as mlx-lm does.
 CLEAR_CACHE_EVERY = 256
 
-Model = Callable[..., mx.array]
-"""An mlx-lm model: ``(tokens (1, n), cache=...) -> logits (1, n, vocabulary)``."""
-
 
 class MlxContext:
-    """A `Context` over the caches of an mlx-lm model.
+    """A `Context` over the KV caches of an mlx-lm model, with or without a draft.
 
     Args:
-        model: The model.
-        make_cache: Makes the empty caches, one a layer.
+        state: The caches, empty or holding a prefix.
         make_sampling: Makes the sampling of a reply; refuses what the model can't do.
         vocabulary: How many tokens the model knows, where that is known; larger ids are refused.
+        labels: Texts to save along with the caches.
+        drafting: Proposes tokens, if anything does.
     """
 
     def __init__(
         self,
-        model: Model,
-        make_cache: Callable[[], list[Any]],
+        state: KVState,
         make_sampling: Callable[[GenerationConfig], Sampling],
         *,
         vocabulary: int | None = None,
+        labels: Mapping[str, str] = MappingProxyType({}),
+        drafting: Drafting | None = None,
     ) -> None:
-        self._model = model
-        self._make_cache = make_cache
+        self._state = state
         self._make_sampling = make_sampling
         self._vocabulary = vocabulary
-        self._cache = make_cache()
-        self._offset = 0
+        self._labels = labels
+        self._drafting = drafting
+        # Tokens in the caches beyond what was told: proposals, accepted already or under check.
+        self._ahead = 0
+        # A place before the latest proposals.
+        self._mark: Mark | None = None
+        # What the caches can be brought back to exactly; `None` while a pass is under way.
+        self._safe: int | None = None
 
     @property
     def offset(self) -> int:
-        """How many tokens the KV cache holds."""
-        return self._offset
+        """How many tokens the KV cache holds, the prefix included."""
+        return self._state.offset - self._ahead
+
+    @property
+    def prefix(self) -> int:
+        """How many of these came with a prompt cache that does not tell their ids."""
+        return self._state.prefix
+
+    @property
+    def acceptance(self) -> Acceptance:
+        """What became of the draft's proposals so far."""
+        return Acceptance() if self._drafting is None else self._drafting.acceptance
 
     @property
     def peak_memory(self) -> int:
@@ -57,23 +75,11 @@ class MlxContext:
         return int(mx.get_peak_memory())
 
     def rewind(self, offset: int) -> int:
-        """See `segue.engine.Context.rewind`. Layers that can't be trimmed send it back to 0."""
-        surplus = self._offset - offset
-        if surplus <= 0:
-            return self._offset
-        if offset <= 0 or not all(map(_can_trim, self._cache)):
-            self._empty()
-            return self._offset
-        try:
-            trimmed = [layer.trim(surplus) for layer in self._cache]
-        except BaseException:
-            self._empty()
-            raise
-        if all(count == surplus for count in trimmed):
-            self._offset = offset
-        else:
-            self._empty()
-        return self._offset
+        """See `segue.engine.Context.rewind`.
+
+        Layers that can't be trimmed send it back to the prefix, or to 0 where there is none.
+        """
+        return self._state.rewind(offset)
 
     def generate(
         self,
@@ -83,64 +89,30 @@ class MlxContext:
     ) -> Generator[Step, None, None]:
         """See `segue.engine.Context.generate`."""
         self._check_ids(ids)
-        return self._generate(ids, config, self._make_sampling(config), progress)
+        return self._generate(list(ids), config, self._make_sampling(config), progress)
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """See `segue.engine.Context.save`; the layout is mlx-lm's own. The draft's stay behind."""
+        write_cache_file(path, self._state.layers, {**self._labels, **metadata})
 
     def _generate(
         self,
-        ids: Sequence[int],
+        ids: list[int],
         config: GenerationConfig,
         sampling: Sampling,
         progress: PrefillProgress | None,
     ) -> Generator[Step, None, None]:
-        """Where the cache is in step with what was told, `held` says how much that is."""
-        held = self._offset
-        in_step = True
+        self._safe, self._mark = self.offset, None
         try:
-            with wired_limit(self._model, [generation_stream]):
-                prompt = mx.array(list(ids[held:]), mx.uint32)
-                total = len(prompt)
-                # The last token is fed apart: only its logits are wanted.
-                last = total if config.max_tokens == 0 else total - 1
-                fed = 0
-                while True:
-                    if progress is not None:
-                        progress(fed, total)
-                    deliver_interrupt()
-                    if fed == last:
-                        break
-                    chunk = prompt[fed : min(fed + config.prefill_step_size, last)]
-                    in_step = False
-                    self._feed(chunk, config)
-                    mx.eval([layer.state for layer in self._cache])
-                    mx.clear_cache()
-                    fed, held, in_step = fed + len(chunk), self._offset, True
-                if config.max_tokens == 0:
-                    return
-
-                in_step = False
-                tokens = mx.array(list(ids), mx.uint32) if sampling.processors else None
-                sample = self._sample(prompt[last:], tokens, config, sampling)
-                for count in range(config.max_tokens):
-                    # The next forward pass is under way before this token is looked at: the
-                    # device never waits for Python. So the cache holds every token yielded.
-                    if tokens is not None:
-                        tokens = mx.concatenate([tokens, sample.token])
-                    ahead = self._sample(sample.token, tokens, config, sampling)
-                    step = Step(sample.id(), sample.logprobs())
-                    if count == 0 and progress is not None:
-                        in_step = True
-                        progress(total, total)
-                    held, in_step = self._offset, True
-                    yield step
-                    in_step = False
-                    if count % CLEAR_CACHE_EVERY == 0:
-                        mx.clear_cache()
-                    sample = ahead
+            with wired_limit(self._state.model, [generation_stream]):
+                last = self._prefill(ids, config, progress)
+                if config.max_tokens:
+                    yield from self._decode(last, ids, config, sampling, progress)
         except BaseException as error:
-            if in_step:
-                self.rewind(held)
+            if self._safe is not None:
+                self._come_back(self._safe, ids)
                 raise
-            self._empty()
+            self._clear()
             # MLX reports what goes wrong on the device as a RuntimeError.
             mapped = isinstance(error, SegueError) or error is sampling.failure
             if isinstance(error, RuntimeError) and not mapped:
@@ -152,32 +124,126 @@ class MlxContext:
                 ) from error
             raise
 
-    def _feed(self, tokens: mx.array, config: GenerationConfig) -> mx.array:
-        """One forward pass over ``(n,)`` tokens; the logits, shape ``(1, n, vocabulary)``."""
-        with mx.stream(generation_stream):
-            logits = self._model(tokens[None], cache=self._cache)
-            maybe_quantize_kv_cache(
-                self._cache,
-                quantized_kv_start=config.quantized_kv_start,
-                kv_group_size=config.kv_group_size,
-                kv_bits=config.kv_bits,
-            )
-        self._offset += len(tokens)
-        return logits
+    def _prefill(
+        self, ids: list[int], config: GenerationConfig, progress: PrefillProgress | None
+    ) -> mx.array:
+        """Feed all but the last token in chunks; that one is returned, its logits are wanted.
 
-    def _sample(
+        With no tokens to generate, it is fed as well.
+        """
+        state = self._state
+        prompt = mx.array(ids[state.offset - state.prefix :], mx.uint32)
+        total = len(prompt)
+        last = total if config.max_tokens == 0 else total - 1
+        fed = 0
+        while True:
+            if progress is not None:
+                progress(fed, total)
+            deliver_interrupt()
+            if fed == last:
+                return prompt[last:]
+            chunk = prompt[fed : min(fed + config.prefill_step_size, last)]
+            self._safe = None
+            state.feed(chunk)
+            state.evaluate()
+            fed += len(chunk)
+            self._safe = state.offset
+
+    def _decode(
         self,
-        new: mx.array,
-        tokens: mx.array | None,
+        last: mx.array,
+        known: list[int],
         config: GenerationConfig,
         sampling: Sampling,
-    ) -> Sample:
-        """Feed the newest token and sample the one after it, without waiting for either."""
-        logits = self._feed(new, config)
-        with mx.stream(generation_stream):
-            sample = sampling(logits[:, -1, :], tokens)
-            mx.async_eval(*(array for array in sample if array is not None))  # type: ignore[no-untyped-call]
-        return sample
+        progress: PrefillProgress | None,
+    ) -> Generator[Step, None, None]:
+        """Yield the reply's tokens, each of them fed before it is looked at.
+
+        So the device never waits for Python, except where a draft must know a token to go on.
+
+        Args:
+            last: The prompt's last id, shape ``(1,)``, not yet fed.
+            known: The prompt's ids. With a draft, those of the reply are added.
+            config: The reply's settings.
+            sampling: The reply's sampling.
+            progress: Told that the prompt is read.
+        """
+        state, drafting = self._state, self._drafting
+        if drafting is not None:
+            drafting.begin(known, config)
+        before_last, self._safe = self._safe, None
+        tokens = mx.array(known, mx.uint32) if sampling.processors else None
+        pending = sampling(state.feed(last)[:, -1, :], tokens)
+        mx.async_eval(*pending.arrays())  # type: ignore[no-untyped-call]
+        count, cleared = 0, 0
+        while count < config.max_tokens:
+            proposals: list[Sample] = []
+            wanted = False
+            if drafting is not None:
+                room = min(drafting.most, config.max_tokens - count - 1)
+                room = state.room(1 + room) - 1
+                wanted = drafting.wants(room)
+                if wanted:
+                    drafting.tell(pending.id())
+                    self._safe = state.offset
+                    proposals = drafting.propose(room)
+                    self._safe = None
+            if tokens is not None:
+                tokens = mx.concatenate([tokens, pending.token])
+            check = Pass(state, sampling, pending, proposals, tokens)
+            step = Step(pending.id(), pending.logprobs())
+            if count == 0 and progress is not None:
+                self._safe = before_last
+                progress(len(known), len(known))
+            if drafting is not None:
+                known.append(step.token)
+                if not wanted:
+                    drafting.tell(step.token)
+                drafting.leave()
+            self._ahead, self._mark = len(proposals), check.mark
+            self._safe = state.offset - self._ahead
+            yield step
+            told, self._safe = self._safe, None
+            if drafting is not None:
+                drafting.resume()
+            accepted, pending = check.accept()
+            tokens = check.tokens
+            if proposals:
+                assert drafting is not None
+                ids = [sample.id() for sample in accepted]
+                known += ids
+                drafting.checked(len(proposals), ids)
+                self._come_back(told + len(ids), known)
+                drafting.leave()
+                for place, sample in enumerate(accepted, 1):
+                    step = Step(sample.id(), sample.logprobs(), from_draft=True)
+                    self._ahead = len(accepted) - place
+                    self._safe = state.offset - self._ahead
+                    yield step
+                    self._safe = None
+                self._ahead = 0
+                drafting.resume()
+            count += 1 + len(accepted)
+            if count >= cleared:
+                mx.clear_cache()
+                cleared = count + CLEAR_CACHE_EVERY
+
+    def _come_back(self, offset: int, known: list[int]) -> None:
+        """Drop what lies beyond `offset`; what has to go with it is fed again.
+
+        Only what lies behind the mark: where the caches can't come back to that, or there is none,
+        they are left at what `KVState.rewind` can keep.
+        """
+        state, mark = self._state, self._mark
+        self._ahead, self._safe = 0, None
+        reached = state.rewind(offset, mark)
+        if mark is not None and mark.offset <= reached < offset:
+            lost = known[reached - state.prefix : offset - state.prefix]
+            state.feed(mx.array(lost, mx.uint32))
+
+    def _clear(self) -> None:
+        self._ahead = 0
+        self._state.clear()
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         """MLX reads embeddings unchecked: an id too large would read memory that is not theirs."""
@@ -187,13 +253,3 @@ class MlxContext:
                 "tokens, so they don't belong together.",
                 remedy="Use the model's own tokenizer.",
             )
-
-    def _empty(self) -> None:
-        self._cache = self._make_cache()
-        self._offset = 0
-
-
-def _can_trim(layer: Any) -> bool:
-    """Whether a layer can drop its newest tokens and be what it was before them."""
-    # A chunked layer says it can, but has dropped the front of the chunk that it would go back to.
-    return bool(layer.is_trimmable()) and not getattr(layer, "start_position", 0)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import maybe_quantize_kv_cache
-from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.cache import (
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+    make_prompt_cache,
+)
 
-from ..config import GenerationConfig
-from ..engine import Tokenizer
+from ..config import GenerationConfig, SpeculativeDecodingConfig
+from ..engine import StoredCache, Tokenizer
 from ..errors import ConfigurationError
 from . import blas
+from .cache_file import probe_layers, read_cache_file, tokens_held
 from .context import MlxContext
+from .drafting import Drafting
+from .drafts import Draft, LookupDraft, ModelDraft
+from .fingerprint import fingerprint
+from .kv_state import KVState
 from .sampling import Sampling
 from .tokenizer import MlxTokenizer
 
@@ -29,33 +41,90 @@ class MlxEngine:
         tokenizer: Its tokenizer: mlx-lm's wrapper, a Hugging Face tokenizer, or an object that
             implements `segue.engine.Tokenizer`.
         name: What messages call the model; by default the tokenizer's own name.
+        source: The folder, file or repository it was loaded from, as mlx-lm's commands take it;
+            prompt cache files tell it. By default the name.
 
     Raises:
         MissingTemplateError: The tokenizer has no chat template.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, name: str | None = None, source: str | None = None
+    ) -> None:
         self.model = model
         self.tokenizer: Tokenizer = (
             MlxTokenizer(tokenizer, name=name)
             if hasattr(tokenizer, "apply_chat_template")
             else tokenizer
         )
-        self.name = name or getattr(self.tokenizer, "name", type(model).__name__)
+        self.name = name or str(getattr(self.tokenizer, "name", type(model).__name__))
+        self.source = source or self.name
         self._quantizable: set[tuple[int, int]] = set()
         if mx.default_device() == mx.Device(mx.cpu):
             blas.warn_if_slow()
 
-    def context(self, config: GenerationConfig) -> MlxContext:
+    def context(
+        self,
+        config: GenerationConfig,
+        *,
+        speculative: SpeculativeDecodingConfig | None = None,
+        cache: StoredCache | None = None,
+        opaque: bool = False,
+    ) -> MlxContext:
         """See `segue.engine.Engine.context`."""
         if config.kv_bits is not None:
             self._check_quantizable(config.kv_bits, config.kv_group_size)
+        state = KVState(self.model, lambda: self._make_cache(config), config)
+        if cache is not None:
+            state.start_from(cache.layers, cache.offset or 0, opaque=opaque)
         return MlxContext(
-            self.model,
-            lambda: self._make_cache(config),
+            state,
             self._sampling,
             vocabulary=self._stated_vocabulary,
+            # What mlx_lm.generate looks for in a prompt cache.
+            labels={"model": self.source, "tokenizer_config": "{}"},
+            drafting=None if speculative is None else self._drafting(speculative),
         )
+
+    def load_cache(self, path: Path) -> StoredCache:
+        """See `segue.engine.Engine.load_cache`; the layout is mlx-lm's own."""
+        own = make_prompt_cache(self.model)
+        kinds = [type(layer) for layer in own]
+        file = read_cache_file(path, probe_layers(self.model, lambda: own))
+        stored = StoredCache(file.layers, tokens_held(file.layers), file.metadata)
+        for layer, kind in zip(file.layers, kinds, strict=True):
+            # Layers of another kind than the model's own were asked for when the file was made.
+            if isinstance(layer, QuantizedKVCache):
+                return replace(stored, kv_bits=layer.bits, kv_group_size=layer.group_size)
+            if kind is KVCache and isinstance(layer, RotatingKVCache):
+                return replace(stored, max_kv_size=layer.max_size)
+        return stored
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """See `segue.engine.Engine.fingerprint`."""
+        return fingerprint(self.model, self.tokenizer.vocabulary)
+
+    def _drafting(self, speculative: SpeculativeDecodingConfig) -> Drafting:
+        engine = speculative.draft
+        draft: Draft
+        if isinstance(engine, str):
+            draft = LookupDraft()
+        elif isinstance(engine, MlxEngine):
+            # A draft's caches are small: they are kept whole, whatever the model's are.
+            config = GenerationConfig()
+            draft = ModelDraft(
+                KVState(engine.model, lambda: engine._make_cache(config), config),
+                self._sampling,
+                vocabulary=engine.vocabulary,
+                width=self.vocabulary,
+            )
+        else:
+            raise ConfigurationError(
+                f"{type(engine).__name__} can't draft for a model that runs on MLX.",
+                remedy="Pass an MlxEngine as the draft, or 'prompt-lookup'.",
+            )
+        return Drafting(draft, speculative.num_draft_tokens)
 
     @cached_property
     def vocabulary(self) -> int:

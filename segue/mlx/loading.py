@@ -119,7 +119,7 @@ def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
             remedy="Check that its files are whole and readable; download it again if in doubt.",
         ) from error
     name = source.name if isinstance(source, Path) else source
-    return MlxEngine(_for_this_device(model), tokenizer, name=name)
+    return MlxEngine(_for_this_device(model), tokenizer, name=name, source=str(source))
 
 
 def _check_folder(folder: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import mlx.core as mx
@@ -23,6 +24,8 @@ from ..config import GenerationConfig
 from ..errors import ConfigurationError
 
 TINY = 1e-6
+# Any constant will do: it makes another seed of a seed.
+_DRAFT_SEED = 0x9E3779B97F4A7C15
 
 
 class Sample(NamedTuple):
@@ -36,6 +39,14 @@ class Sample(NamedTuple):
     """The likeliest ids, unordered, shape ``(n,)``."""
     top_logprobs: mx.array | None = None
     """Their log probabilities, shape ``(n,)``."""
+    weights: mx.array | None = None
+    """The log probabilities it was drawn by (filters and temperature applied), shape
+    ``(vocabulary,)``; ``None`` where the likeliest token was taken."""
+
+    def arrays(self) -> list[mx.array]:
+        """What is to be computed before the token can be told."""
+        arrays = (self.token, self.logprob, self.top_tokens, self.top_logprobs)
+        return [array for array in arrays if array is not None]
 
     def id(self) -> int:
         """The token; waits for it."""
@@ -57,6 +68,8 @@ class Sampling:
 
     Attributes:
         failure: What a processor raised, if one did: an error of the caller's, not the model's.
+        key: The random key that the next draw starts from; ``None`` where nothing is drawn. Put
+            back to take draws back.
 
     Args:
         config: The reply's settings.
@@ -105,7 +118,7 @@ class Sampling:
         self._temperature = config.temperature
         self._logprobs = config.logprobs
         # Below this, dividing by it overflows; nothing but the likeliest token has a chance anyway.
-        self._key = _first_key(config.seed) if config.temperature > TINY else None
+        self.key = _first_key(config.seed) if config.temperature > TINY else None
         self._filters = _filters(config, xtc_special_tokens)
 
     @property
@@ -113,12 +126,18 @@ class Sampling:
         """Whether any processor wants to see the tokens."""
         return bool(self._processors)
 
-    def __call__(self, logits: mx.array, tokens: mx.array | None) -> Sample:
+    def __call__(
+        self, logits: mx.array, tokens: mx.array | None, draft: Sample | None = None
+    ) -> Sample:
         """Sample one token.
 
         Args:
             logits: Shape ``(1, vocabulary)``.
             tokens: All ids of the conversation, shape ``(n,)``; read only if there are processors.
+            draft: A proposal that was itself drawn by chance. The token is then the proposed one
+                as often as its distribution allows, else one drawn from what that lacked, so that
+                it has the very distribution it would have had without (Leviathan et al. 2023,
+                algorithm 1). A proposal that was not drawn needs none of this.
         """
         for processor in self._processors:
             try:
@@ -127,20 +146,48 @@ class Sampling:
                 self.failure = error
                 raise
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
-        if self._key is None:
+        weights = None
+        if self.key is None:
             token = mx.argmax(logprobs, axis=-1)
         else:
-            self._key, draw, chance = mx.random.split(self._key, 3)
+            self.key, draw, chance = mx.random.split(self.key, 3)
             candidates = logprobs
             for narrow in self._filters:
                 candidates = narrow(candidates, chance)
-            token = mx.random.categorical(candidates * (1 / self._temperature), key=draw)
+            candidates = candidates * (1 / self._temperature)
+            if draft is not None and draft.weights is not None:
+                token = _accept_or_redraw(candidates, draft.token, draft.weights, draw)
+            else:
+                token = mx.random.categorical(candidates, key=draw)
+            weights = candidates[0]
         if not self._logprobs:
-            return Sample(token)
+            return Sample(token, weights=weights)
         row = logprobs[0]
         count = min(self._logprobs, row.size)
         top = mx.argpartition(-row, kth=count - 1)[:count]
-        return Sample(token, row[token], top, row[top])
+        return Sample(token, row[token], top, row[top], weights)
+
+
+def _accept_or_redraw(
+    candidates: mx.array, drafted: mx.array, weights: mx.array, key: mx.array
+) -> mx.array:
+    """The drafted token, or one of those that its draft proposed too seldom.
+
+    Args:
+        candidates: The log weights to sample by, shape ``(1, vocabulary)``.
+        drafted: The proposed id, shape ``(1,)``.
+        weights: The log weights it was drawn by, shape ``(vocabulary,)``.
+        key: A random key.
+    """
+    accepting, redrawing = mx.random.split(key, 2)
+    wanted = mx.softmax(candidates[0], precise=True)
+    proposed = mx.softmax(weights, precise=True)
+    accept = mx.random.uniform(key=accepting) * proposed[drafted] < wanted[drafted]
+    lacking = mx.maximum(wanted - proposed, 0.0)
+    # Where rounding leaves nothing lacking, the two distributions are the same.
+    lacking = mx.where(lacking.sum() > 0, lacking, wanted)
+    redrawn = mx.random.categorical(mx.log(lacking)[None], key=redrawing)
+    return mx.where(accept, drafted, redrawn)
 
 
 Filter = Callable[[mx.array, mx.array], mx.array]
@@ -182,6 +229,15 @@ def _filters(config: GenerationConfig, xtc_special_tokens: Sequence[int]) -> lis
 
         filters.append(top_k)
     return filters
+
+
+def draft_settings(config: GenerationConfig) -> GenerationConfig:
+    """The settings that a draft samples by: the reply's own, as far as they are stateless.
+
+    Its draws must not be the reply's: the two decide about each other.
+    """
+    seed = None if config.seed is None else config.seed ^ _DRAFT_SEED
+    return replace(config, logits_processors=(), logprobs=0, seed=seed)
 
 
 def _first_key(seed: int | None) -> mx.array:

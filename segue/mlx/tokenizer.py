@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from mlx_lm.tokenizer_utils import (
@@ -53,6 +53,11 @@ class MlxTokenizer:
         """The ids that end a reply."""
         ids: AbstractSet[int] = self.wrapped.eos_token_ids
         return ids
+
+    @cached_property
+    def vocabulary(self) -> Mapping[str, int]:
+        """See `segue.engine.Tokenizer.vocabulary`."""
+        return dict(self.wrapped.get_vocab())
 
     def render(
         self,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+import json
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from pathlib import Path
 
-from ..config import GenerationConfig
-from ..engine import PrefillProgress, Step, Tokenizer
-from ..errors import GenerationError
+from ..config import GenerationConfig, SpeculativeDecodingConfig
+from ..engine import Acceptance, PrefillProgress, Step, StoredCache, Tokenizer
+from ..errors import GenerationError, PromptCacheError, PromptCacheFormatError
 from ..interrupt import deliver_interrupt
 from .tokenizer import ToyTokenizer
 
@@ -81,16 +83,30 @@ class FakeContext:
 
     Args:
         model: The model.
-        trimmable: Whether it can drop its newest tokens; else any rewind empties it.
+        trimmable: Whether it can drop its newest tokens; else any rewind goes back to the start.
+        start: The ids that it holds from the start.
+        opaque: Whether those are a prefix that always stays.
 
     Attributes:
         cache: The layers.
+        prefix: How many leading ids always stay.
+        acceptance: All zero: a draft changes nothing that is said, and is not imitated.
     """
 
-    def __init__(self, model: ScriptedModel, *, trimmable: bool = True) -> None:
+    def __init__(
+        self,
+        model: ScriptedModel,
+        *,
+        trimmable: bool = True,
+        start: Sequence[int] = (),
+        opaque: bool = False,
+    ) -> None:
         self._model = model
         self._trimmable = trimmable
-        self.cache: list[list[int]] = [[] for _ in range(model.layers)]
+        self._prefix = list(start) if opaque else []
+        self.prefix = len(self._prefix)
+        self.acceptance = Acceptance()
+        self.cache: list[list[int]] = [list(start) for _ in range(model.layers)]
 
     @property
     def offset(self) -> int:
@@ -112,8 +128,17 @@ class FakeContext:
         """See `segue.engine.Context.rewind`."""
         if offset < self.offset:
             for layer in self.cache:
-                del layer[offset if self._trimmable else 0 :]
+                del layer[max(offset, self.prefix) if self._trimmable else self.prefix :]
         return self.offset
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """See `segue.engine.Context.save`; a fake cache is a line of JSON."""
+        try:
+            path.write_text(json.dumps({"ids": self.cache[0], "metadata": dict(metadata)}))
+        except OSError as error:
+            raise PromptCacheError(
+                f"{path} can't be written: {error.strerror}.", remedy="Check its folder."
+            ) from error
 
     def generate(
         self,
@@ -122,10 +147,10 @@ class FakeContext:
         progress: PrefillProgress | None = None,
     ) -> Generator[Step, None, None]:
         """See `segue.engine.Context.generate`."""
+        ids = (*self._prefix, *ids)
         total = len(ids) - self.offset
         assert total > 0, "the model must be fed at least one token"
-        assert tuple(self.cache[0]) == tuple(ids[: self.offset]), "the ledger is wrong"
-        say = self._model.begin_reply()
+        assert tuple(self.cache[0]) == ids[: self.offset], "the ledger is wrong"
         for end in range(0, total + config.prefill_step_size, config.prefill_step_size):
             fed = min(end, total)
             if fed:
@@ -135,6 +160,9 @@ class FakeContext:
             deliver_interrupt()
             if fed == total:
                 break
+        if not config.max_tokens:
+            return
+        say = self._model.begin_reply()
         for _ in range(config.max_tokens):
             # Fed before it is yielded, as a pipelined decode loop does.
             token = say(self.cache[0])
@@ -145,7 +173,7 @@ class FakeContext:
         try:
             self._model.forward(self.cache, ids)
         except BaseException:
-            self.cache = [[] for _ in self.cache]
+            self.cache = [list(self._prefix) for _ in self.cache]
             raise
 
 
@@ -161,6 +189,7 @@ class FakeEngine:
 
     Attributes:
         model: The model.
+        fingerprint: The same for all fakes.
         contexts: Every context made so far, newest last.
     """
 
@@ -176,10 +205,38 @@ class FakeEngine:
         self.model = ScriptedModel(script, tokenizer=tokenizer, fail_at=fail_at, failure=failure)
         self.tokenizer = self.model.tokenizer
         self.trimmable = trimmable
+        self.fingerprint = "fake"
         self.contexts: list[FakeContext] = []
 
-    def context(self, config: GenerationConfig) -> FakeContext:
-        """See `segue.engine.Engine.context`."""
-        context = FakeContext(self.model, trimmable=self.trimmable)
+    def context(
+        self,
+        config: GenerationConfig,
+        *,
+        speculative: SpeculativeDecodingConfig | None = None,
+        cache: StoredCache | None = None,
+        opaque: bool = False,
+    ) -> FakeContext:
+        """See `segue.engine.Engine.context`; a draft changes nothing that is said."""
+        context = FakeContext(
+            self.model,
+            trimmable=self.trimmable,
+            start=() if cache is None else cache.layers,
+            opaque=opaque,
+        )
         self.contexts.append(context)
         return context
+
+    def load_cache(self, path: Path) -> StoredCache:
+        """See `segue.engine.Engine.load_cache`."""
+        try:
+            entry = json.loads(path.read_text())
+            ids, metadata = tuple(entry["ids"]), entry["metadata"]
+        except OSError as error:
+            raise PromptCacheError(
+                f"{path} can't be opened: {error.strerror}.", remedy="Check its path."
+            ) from error
+        except (ValueError, LookupError, TypeError) as error:
+            raise PromptCacheFormatError(
+                f"{path} is no cache of the fake engine.", remedy="Save one with save_cache."
+            ) from error
+        return StoredCache(ids, len(ids), metadata)

@@ -51,6 +51,11 @@ class ToyTokenizer:
         """The id of ``<|end|>``."""
         return frozenset({self.end_id})
 
+    @property
+    def vocabulary(self) -> Mapping[str, int]:
+        """Every token, bytes as Latin-1 characters, and its id."""
+        return {piece.decode("latin-1"): token for token, piece in enumerate(self._pieces)}
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],

@@ -1,0 +1,65 @@
+"""Reading a long text once, into a prompt cache file."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from time import perf_counter
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..config import GenerationConfig
+from ..session import ChatSession
+
+
+def run(model: str, source: str, output: Path, generation: GenerationConfig) -> None:
+    """Read a text as a system message, and save the cache that this makes."""
+    text = _read(source)
+    _check_output(output)
+    from ..mlx.loading import load
+
+    session = ChatSession(load(model), instructions=text, generation=generation)
+    started = perf_counter()
+    columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("reading", total=None)
+        fed = session.prewarm(
+            prompt_progress_callback=lambda fed, total: bar.update(task, completed=fed, total=total)
+        )
+    seconds = perf_counter() - started
+    session.save_cache(output)
+    size = output.stat().st_size / 2**20
+    click.echo(
+        f"{fed:,} tokens read in {seconds:.1f} s ({fed / seconds:.1f} tokens/s); "
+        f"{output} has {size:.1f} MiB"
+    )
+
+
+def _read(source: str) -> str:
+    try:
+        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+    except OSError as error:
+        raise click.ClickException(f"{source} can't be read: {error.strerror}.") from error
+    try:
+        text = data.decode().strip()
+    except UnicodeDecodeError as error:
+        raise click.ClickException(
+            f"{source} is not UTF-8 text (byte {error.start}). Convert it first."
+        ) from error
+    if not text:
+        raise click.ClickException(f"{source} holds no text, so there is nothing to read.")
+    return text
+
+
+def _check_output(output: Path) -> None:
+    """Refuse what can't be written before minutes go into reading."""
+    folder = output.parent
+    if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise click.ClickException(
+            f"{output} can't be written. Name a file in a folder that is there and yours."
+        )

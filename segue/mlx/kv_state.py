@@ -1,0 +1,187 @@
+"""The KV caches of one conversation, one a layer, as one thing that grows and goes back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.generate import generation_stream, maybe_quantize_kv_cache
+from mlx_lm.models.cache import (
+    CacheList,
+    ConcatenateKVCache,
+    KVCache,
+    QuantizedKVCache,
+    RotatingKVCache,
+)
+
+from ..config import GenerationConfig
+
+Model = Callable[..., mx.array]
+"""An mlx-lm model: ``(tokens (1, n), cache=...) -> logits (1, n, vocabulary)``."""
+
+# Caches that can always drop their newest tokens.
+_TRIMMABLE = (KVCache, QuantizedKVCache, ConcatenateKVCache)
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A place that a `KVState` can come back to.
+
+    Attributes:
+        offset: How many tokens were held there.
+        layers: Copies, by their place, of the layers that may not be trimmable later. MLX copies
+            on write: one costs memory once its original changes.
+    """
+
+    offset: int
+    layers: Mapping[int, Any]
+
+
+class KVState:
+    """The caches of one conversation with one model.
+
+    Counts the tokens it was fed by itself: not every layer counts, and none can be asked in the
+    middle of a pass.
+
+    Args:
+        model: The model.
+        make_layers: Makes the empty caches, one a layer.
+        config: Whether and when the caches are quantized.
+
+    Attributes:
+        model: The model.
+        layers: The caches.
+        offset: How many tokens they hold.
+        prefix: How many of those are a prefix, which always stays.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        make_layers: Callable[[], list[Any]],
+        config: GenerationConfig,
+    ) -> None:
+        self.model = model
+        self._make_layers = make_layers
+        self._bits = config.kv_bits
+        self._group_size = config.kv_group_size
+        self._quantized_start = config.quantized_kv_start
+        self.layers = make_layers()
+        self.offset = 0
+        self.prefix = 0
+        self._pristine: list[Any] | None = None
+
+    def start_from(self, layers: list[Any], offset: int, *, opaque: bool) -> None:
+        """Hold copies of these caches, `offset` tokens long.
+
+        An opaque one is kept whole beside the working copy, and is never lost: nobody could read
+        its tokens again.
+        """
+        if opaque:
+            self._pristine, self.prefix = layers, offset
+        self.layers, self.offset = copy.deepcopy(layers), offset
+
+    def clear(self) -> None:
+        """Drop everything but the prefix."""
+        pristine = self._pristine
+        self.layers = self._make_layers() if pristine is None else copy.deepcopy(pristine)
+        self.offset = self.prefix
+
+    def feed(self, tokens: mx.array) -> mx.array:
+        """One forward pass over ``(n,)`` tokens; the logits, shape ``(1, n, vocabulary)``.
+
+        Nothing is computed yet. If this raises, or computing it does, the layers may be out of
+        step, and only `clear` helps.
+        """
+        with mx.stream(generation_stream):
+            logits = self.model(tokens[None], cache=self.layers)
+            maybe_quantize_kv_cache(
+                self.layers,
+                quantized_kv_start=self._quantized_start,
+                kv_group_size=self._group_size,
+                kv_bits=self._bits,
+            )
+        self.offset += len(tokens)
+        return logits
+
+    def evaluate(self) -> None:
+        """Wait until all that was fed is computed, and hand freed buffers back."""
+        mx.eval([layer.state for layer in self.layers])
+        mx.clear_cache()
+
+    def room(self, most: int) -> int:
+        """How many tokens, `most` at most, one pass can take and be as good as one pass for each.
+
+        Where a cache is about to be quantized, or to drop its oldest tokens while it keeps its
+        first, mlx-lm treats several tokens in one pass otherwise than one by one.
+        """
+        if self._bits is not None and self.offset < self._quantized_start:
+            most = min(most, self._quantized_start - self.offset - 1)
+        for layer in self.layers:
+            if isinstance(layer, RotatingKVCache) and layer.keep:
+                most = min(most, layer.max_size - self.offset)
+        return max(most, 1)
+
+    def mark(self) -> Mark:
+        """A place to come back to: here."""
+        copies = {
+            index: copy.deepcopy(layer)
+            for index, layer in enumerate(self.layers)
+            if not _always_trimmable(layer)
+        }
+        return Mark(self.offset, copies)
+
+    def rewind(self, offset: int, mark: Mark | None = None) -> int:
+        """Go back to at most `offset` tokens, and never beyond the prefix.
+
+        Layers that can be trimmed are. If others can't, they are restored from the mark, which
+        must lie at or before `offset`, and the rest is trimmed to there; without one, everything
+        but the prefix is dropped.
+
+        Returns:
+            The offset really reached.
+        """
+        offset = max(offset, self.prefix)
+        if offset >= self.offset:
+            return self.offset
+        if offset == 0:
+            self.clear()
+            return self.offset
+        restored: Mapping[int, Any] = {}
+        if not all(map(_can_trim, self.layers)):
+            if mark is None or mark.offset > offset:
+                self.clear()
+                return self.offset
+            offset, restored = mark.offset, mark.layers
+        surplus = self.offset - offset
+        in_step = False
+        try:
+            for index, layer in enumerate(self.layers):
+                if index in restored:
+                    self.layers[index] = copy.deepcopy(restored[index])
+                elif layer.trim(surplus) != surplus:
+                    break
+            else:
+                in_step = True
+                self.offset = offset
+        finally:
+            if not in_step:
+                self.clear()
+        return self.offset
+
+
+def _can_trim(layer: Any) -> bool:
+    """Whether a layer can drop its newest tokens and be what it was before them."""
+    if isinstance(layer, CacheList):
+        return all(map(_can_trim, layer.caches))
+    # A chunked layer says it can, but has dropped the front of the chunk that it would go back to.
+    return bool(layer.is_trimmable()) and not getattr(layer, "start_position", 0)
+
+
+def _always_trimmable(layer: Any) -> bool:
+    if isinstance(layer, CacheList):
+        return all(map(_always_trimmable, layer.caches))
+    return type(layer) in _TRIMMABLE

@@ -1,0 +1,157 @@
+"""Safetensors files: the header, read and checked before anything is loaded.
+
+A file is eight bytes with the header's length, the header (JSON), and the tensors' data. MLX reads
+all of it, but trusts the file: it takes overlapping tensors, trailing bytes and names given twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from ..errors import PromptCacheFormatError
+
+LENGTH_BYTES = 8
+# A header of more is no prompt cache: a million token ids take some 7 MB.
+LONGEST_HEADER = 16 * 2**20
+# JSON objects take some twenty times the memory of their text.
+MOST_BRACKETS = 200_000
+LARGEST_RANK = 8
+LARGEST_DIMENSION = 2**31 - 1
+
+# Bytes of a value of each type that MLX writes.
+SIZES = {
+    **dict.fromkeys(("BOOL", "U8", "I8"), 1),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 2),
+    **dict.fromkeys(("U32", "I32", "F32"), 4),
+    **dict.fromkeys(("U64", "I64", "F64"), 8),
+}
+
+
+class TensorInfo(NamedTuple):
+    """Where a tensor lies in its file."""
+
+    name: str
+    dtype: str
+    """Its type as safetensors spells it, such as ``"BF16"``."""
+    shape: tuple[int, ...]
+    begin: int
+    """Its first byte, counted from the file's start."""
+    end: int
+    """The byte after its last."""
+
+
+class Header(NamedTuple):
+    """A checked header."""
+
+    raw: bytes
+    """The file up to the first tensor's data."""
+    metadata: Mapping[str, str]
+    tensors: Mapping[str, TensorInfo]
+
+
+def read_header(file: BinaryIO, path: Path) -> Header:
+    """Read and check the header of an open file.
+
+    Every tensor's type, shape and place are checked, and that together they cover the data exactly:
+    no gap, no overlap, nothing missing and nothing left over.
+
+    Args:
+        file: The file, anywhere; left at its first tensor's data.
+        path: What messages call it.
+
+    Raises:
+        PromptCacheFormatError: It is truncated, damaged or no safetensors file.
+        OSError: The file can't be read.
+    """
+    size = file.seek(0, 2)
+    file.seek(0)
+    prefix = file.read(LENGTH_BYTES)
+    length = int.from_bytes(prefix, "little")
+    if size < LENGTH_BYTES or not 2 <= length <= LONGEST_HEADER:
+        raise PromptCacheFormatError(
+            f"{path} is no safetensors file, so it is no prompt cache either.",
+            remedy="Pass a file that Segue or mlx_lm.cache_prompt wrote.",
+        )
+    if length > size - LENGTH_BYTES:
+        raise damaged(path, "it ends inside its header")
+    raw = prefix + file.read(length)
+    entries = _parse(raw[LENGTH_BYTES:], path)
+    metadata = entries.pop("__metadata__", None)
+    # MLX writes null where there are none.
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
+        raise damaged(path, "its metadata are not all text")
+    tensors = {name: _tensor(name, entry, len(raw), path) for name, entry in entries.items()}
+    _check_extents(tensors, len(raw), size, path)
+    return Header(raw, metadata, tensors)
+
+
+def damaged(path: Path, how: str) -> PromptCacheFormatError:
+    """The error that says that a file is not what was once written, and how that shows."""
+    return PromptCacheFormatError(
+        f"{path} is damaged, or no prompt cache: {how}.",
+        remedy="Make the prompt cache again, or restore the file from a copy.",
+    )
+
+
+def shown(name: str) -> str:
+    """A name from a file, for a message: quoted, and of bearable length."""
+    return repr(name if len(name) <= 60 else name[:60] + "…")
+
+
+def _parse(text: bytes, path: Path) -> dict[str, Any]:
+    if text.count(b"[") + text.count(b"{") > MOST_BRACKETS:
+        raise damaged(path, "its header has more entries than any model has layers")
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        entries = dict(pairs)
+        if len(entries) != len(pairs):
+            raise ValueError("a name stands twice")
+        return entries
+
+    try:
+        entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, f"its header can't be read ({error})") from error
+    if not isinstance(entries, dict):
+        raise damaged(path, "its header is not an object")
+    return entries
+
+
+def _tensor(name: str, entry: Any, start: int, path: Path) -> TensorInfo:
+    def wrong(what: str) -> PromptCacheFormatError:
+        return damaged(path, f"the {what} of its tensor {shown(name)} makes no sense")
+
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise wrong("description")
+    dtype, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in SIZES:
+        raise wrong("type")
+    # JSON's true is an int to Python.
+    if not isinstance(shape, list) or len(shape) > LARGEST_RANK:
+        raise wrong("rank")
+    if not all(type(extent) is int and 0 <= extent <= LARGEST_DIMENSION for extent in shape):
+        raise wrong("shape")
+    if not isinstance(place, list) or len(place) != 2 or {type(at) for at in place} != {int}:
+        raise wrong("place")
+    if place[0] < 0 or place[1] - place[0] != prod(shape) * SIZES[dtype]:
+        raise wrong("size")
+    return TensorInfo(name, dtype, tuple(shape), start + place[0], start + place[1])
+
+
+def _check_extents(tensors: Mapping[str, TensorInfo], start: int, size: int, path: Path) -> None:
+    at = start
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
+        if tensor.begin != at:
+            raise damaged(path, f"its tensor {shown(tensor.name)} overlaps another or leaves a gap")
+        at = tensor.end
+    if at > size:
+        raise damaged(path, f"it is cut off: it should have {at} bytes and has {size}")
+    if at < size:
+        raise damaged(path, f"{size - at} bytes follow its last tensor")

@@ -1,0 +1,223 @@
+"""Prompt caches: KV caches that outlive their session, as files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .config import GenerationConfig
+from .engine import Engine, StoredCache
+from .errors import (
+    ConfigurationError,
+    MessageError,
+    PromptCacheError,
+    PromptCacheFormatError,
+    PromptCacheMismatchError,
+)
+from .ledger import Seam, TokenLedger
+from .messages import Message
+
+# The keys of our metadata in a file, beside those of the engine.
+FINGERPRINT, TOKENS, CONVERSATION = "segue_fingerprint", "segue_tokens", "segue_conversation"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PromptCache:
+    """A KV cache from a file, for any number of sessions over the engine it was loaded with.
+
+    Made by `load_prompt_cache`; given to a session as ``ChatSession(engine, cache=...)``.
+
+    Attributes:
+        engine: The engine.
+        stored: The cache itself.
+        ledger: The ids it holds with their text, or ``None`` if the file does not tell them. Then
+            it is an *opaque prefix*: it stays in front of everything that is said.
+        instructions: The system message of the conversation that it was saved from.
+        history: What was said in that conversation.
+        template_kwargs: Its arguments for the chat template.
+    """
+
+    engine: Engine
+    stored: StoredCache
+    ledger: TokenLedger | None = None
+    instructions: str | None = None
+    history: tuple[Message, ...] = ()
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def offset(self) -> int:
+        """How many tokens it holds; 0 where neither the file nor its layers tell."""
+        return self.stored.offset or 0
+
+    @property
+    def ids(self) -> tuple[int, ...] | None:
+        """The ids of those tokens; ``None`` if the file does not tell them."""
+        return None if self.ledger is None else self.ledger.ids
+
+    def settle(self, generation: GenerationConfig) -> GenerationConfig:
+        """Settings under which this cache can go on, its own kind filled in where none is asked.
+
+        Raises:
+            ConfigurationError: They ask for a cache of another kind.
+        """
+        stored = self.stored
+        changes: dict[str, Any] = {}
+        if stored.max_kv_size is not None and generation.max_kv_size is None:
+            changes["max_kv_size"] = stored.max_kv_size
+        if stored.kv_bits is not None and generation.kv_bits is None:
+            changes.update(kv_bits=stored.kv_bits, kv_group_size=stored.kv_group_size)
+        settled = replace(generation, **changes)
+        wanted = (settled.max_kv_size, settled.kv_bits and settled.kv_group_size, settled.kv_bits)
+        # A cache that is not quantized yet can be, later on.
+        given = (
+            stored.max_kv_size,
+            wanted[1] if stored.kv_bits is None else stored.kv_group_size,
+            wanted[2] if stored.kv_bits is None else stored.kv_bits,
+        )
+        if wanted != given:
+            raise ConfigurationError(
+                f"The prompt cache was made with max_kv_size={stored.max_kv_size}, "
+                f"kv_bits={stored.kv_bits} and kv_group_size={stored.kv_group_size}, and the "
+                "settings ask for others.",
+                remedy="Leave max_kv_size and kv_bits at None, or make the cache anew.",
+            )
+        return settled
+
+
+def load_prompt_cache(path: str | os.PathLike[str], engine: Engine) -> PromptCache:
+    """Load a prompt cache, written by `ChatSession.save_cache` or by mlx-lm.
+
+    Nothing in the file is run or looked up as code. One of our own is checked by its checksum,
+    another by the shapes, types, offsets and sizes of all it holds.
+
+    Args:
+        path: The file.
+        engine: The model that it was made with.
+
+    Raises:
+        PromptCacheError: The file can't be read.
+        PromptCacheFormatError: It is truncated, damaged, of a newer version, or no prompt cache.
+        PromptCacheMismatchError: It was made with another model.
+    """
+    place = Path(path)
+    stored = engine.load_cache(place)
+    metadata = stored.metadata
+    if metadata.get(FINGERPRINT, engine.fingerprint) != engine.fingerprint:
+        raise PromptCacheMismatchError(
+            f"{place} was made with another model, or with this one in another precision.",
+            remedy="Load the model that it was made with, or make the cache anew.",
+        )
+    ledger = None
+    if TOKENS in metadata:
+        ledger = _read_ledger(place, metadata[TOKENS])
+        # Purely recurrent layers count nothing.
+        if stored.offset is None:
+            stored = replace(stored, offset=len(ledger.ids))
+        if len(ledger.ids) != stored.offset:
+            raise PromptCacheFormatError(
+                f"{place} names {len(ledger.ids)} tokens, but its layers hold {stored.offset}.",
+                remedy="Make the prompt cache anew from its text.",
+            )
+    conversation = _read_conversation(place, metadata.get(CONVERSATION, "{}"))
+    return PromptCache(engine, stored, ledger, **conversation)
+
+
+def describe(
+    fingerprint: str,
+    ledger: TokenLedger | None,
+    instructions: str | None,
+    history: Sequence[Message],
+    template_kwargs: Mapping[str, Any],
+) -> dict[str, str]:
+    """The metadata of a prompt cache, as `load_prompt_cache` reads it.
+
+    Args:
+        fingerprint: The engine's.
+        ledger: The ids that the cache holds; ``None`` if it begins with an opaque prefix.
+        instructions: The system message.
+        history: What was said.
+        template_kwargs: Arguments for the chat template.
+
+    Raises:
+        PromptCacheError: Tool calls or template arguments hold what JSON can't.
+    """
+    metadata = {FINGERPRINT: fingerprint}
+    if ledger is not None:
+        metadata[TOKENS] = json.dumps(
+            {"ids": ledger.ids, "text": ledger.text, "seams": ledger.seams}
+        )
+    try:
+        metadata[CONVERSATION] = json.dumps(
+            {
+                "instructions": instructions,
+                "history": [message.to_template() for message in history],
+                "template_kwargs": dict(template_kwargs),
+            }
+        )
+    except (TypeError, ValueError) as error:
+        raise PromptCacheError(
+            f"The conversation holds something that JSON can't express ({error}), so it can't be "
+            "saved with the cache.",
+            remedy="Use strings, numbers, lists and dicts in tool calls and template_kwargs.",
+        ) from error
+    return metadata
+
+
+def _read_ledger(path: Path, text: str) -> TokenLedger:
+    entry = _json(path, text)
+    try:
+        ids, spelled, seams = entry["ids"], entry["text"], entry["seams"]
+        ledger = TokenLedger(
+            tuple(ids), spelled, tuple(Seam(int(at), int(chars)) for at, chars in seams)
+        )
+        sound = (
+            isinstance(spelled, str)
+            and all(type(token) is int and 0 <= token < 2**32 for token in ledger.ids)
+            and ledger.seams[0] == (0, 0)
+            and all(
+                a.ids < b.ids and a.chars <= b.chars
+                for a, b in zip(ledger.seams, ledger.seams[1:], strict=False)
+            )
+            and ledger.seams[-1].ids <= len(ledger.ids)
+            and ledger.seams[-1].chars == len(spelled)
+        )
+    except (LookupError, TypeError, ValueError, OverflowError):
+        sound = False
+    if not sound:
+        raise PromptCacheFormatError(
+            f"The tokens that {path} names are not of the form they should have.",
+            remedy="Make the prompt cache anew.",
+        )
+    return ledger
+
+
+def _read_conversation(path: Path, text: str) -> dict[str, Any]:
+    entry = _json(path, text)
+    instructions = entry.get("instructions")
+    history, kwargs = entry.get("history", []), entry.get("template_kwargs", {})
+    try:
+        if not isinstance(instructions, str | None) or not isinstance(kwargs, dict):
+            raise TypeError
+        messages = tuple(Message(**message) for message in history)
+    except (TypeError, MessageError) as error:
+        raise PromptCacheFormatError(
+            f"The conversation in {path} is not of the form it should have.",
+            remedy="Save the cache anew from its session.",
+        ) from error
+    return {"instructions": instructions, "history": messages, "template_kwargs": kwargs}
+
+
+def _json(path: Path, text: str) -> dict[str, Any]:
+    try:
+        entry = json.loads(text)
+    except (ValueError, RecursionError):
+        entry = None
+    if not isinstance(entry, dict):
+        raise PromptCacheFormatError(
+            f"The metadata of {path} can't be read.", remedy="Make the prompt cache once more."
+        )
+    return entry

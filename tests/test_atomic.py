@@ -1,0 +1,196 @@
+"""Files are replaced whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+
+from segue.atomic import replacing
+
+
+def write(path, text: str) -> None:
+    with replacing(path) as temporary:
+        assert temporary.parent == path.resolve().parent
+        temporary.write_text(text)
+
+
+def names(folder) -> list[str]:
+    return sorted(file.name for file in folder.iterdir())
+
+
+def mode(path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_new_file_and_an_old_one(tmp_path):
+    path = tmp_path / "file"
+    for text in ("first", "second"):
+        write(path, text)
+        assert path.read_text() == text
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_path_may_be_a_string_and_relative(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with replacing("file") as temporary:
+        temporary.write_text("text")
+    assert (tmp_path / "file").read_text() == "text"
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("old", ["old", None])
+def test_after_an_error_all_is_as_it_was(tmp_path, error, old):
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_text(old)
+    before = names(tmp_path)
+    with pytest.raises(error), replacing(path) as temporary:
+        temporary.write_text("half")
+        raise error
+    assert names(tmp_path) == before
+    assert old is None or path.read_text() == old
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "fchmod"])
+def test_an_error_of_the_system_leaves_the_old_file(tmp_path, monkeypatch, call):
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write(path, "new")
+    assert names(tmp_path) == ["file"]
+    assert path.read_text() == "old"
+
+
+def test_the_old_file_is_there_until_the_end(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_permissions_are_those_that_open_gives(tmp_path, mask):
+    before = os.umask(mask)
+    try:
+        write(tmp_path / "ours", "x")
+        (tmp_path / "theirs").write_text("x")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "ours") == mode(tmp_path / "theirs")
+
+
+@pytest.mark.parametrize("bits", [0o600, 0o640, 0o666, 0o755])
+def test_the_old_file_s_permissions_stay_and_hold_from_the_start(tmp_path, bits):
+    path = tmp_path / "file"
+    path.write_text("old")
+    path.chmod(bits)
+    with replacing(path) as temporary:
+        assert mode(temporary) & ~bits == 0
+        temporary.write_text("new")
+    assert mode(path) == bits
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    (tmp_path / "there").mkdir()
+    target, link = tmp_path / "there" / "target", tmp_path / "link"
+    link.symlink_to(target)
+    write(link, "through a dangling link")
+    assert link.is_symlink()
+    assert target.read_text() == "through a dangling link"
+    write(link, "again")
+    assert target.read_text() == "again"
+    assert names(tmp_path) == ["link", "there"]
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    pipe, loop = tmp_path / "pipe", tmp_path / "loop"
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    for path in (tmp_path, pipe, loop, tmp_path / "missing" / "file", pipe / "file"):
+        with pytest.raises(OSError, match=r".+"), replacing(path) as temporary:
+            temporary.write_text("x")
+    assert names(tmp_path) == ["loop", "pipe"]
+
+
+def test_a_write_protected_file_is_not_replaced(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_text("old")
+    # The superuser may write to any file.
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(PermissionError):
+        write(path, "new")
+    assert path.read_text() == "old"
+
+
+def test_a_folder_that_can_not_be_flushed_is_no_error(tmp_path, monkeypatch):
+    real = os.open
+
+    def no_folders(path, *args):
+        if os.path.isdir(path):
+            raise OSError(22, "Invalid argument")
+        return real(path, *args)
+
+    monkeypatch.setattr(os, "open", no_folders)
+    write(tmp_path / "file", "x")
+    assert names(tmp_path) == ["file"]
+
+
+def test_file_and_folder_are_flushed_in_that_order(tmp_path, monkeypatch):
+    done = []
+    real_sync, real_replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        os, "fsync", lambda at: done.append(stat.S_IFMT(os.fstat(at).st_mode)) or real_sync(at)
+    )
+    monkeypatch.setattr(os, "replace", lambda *at: done.append("replace") or real_replace(*at))
+    write(tmp_path / "file", "x")
+    assert done == [stat.S_IFREG, "replace", stat.S_IFDIR]
+
+
+def test_the_longest_name_that_a_file_can_have(tmp_path):
+    write(tmp_path / ("x" * 255), "text")
+    assert (tmp_path / ("x" * 255)).read_text() == "text"
+
+
+WRITER = """
+import os, sys
+from segue.atomic import replacing
+
+print(os.getpid(), flush=True)
+while True:
+    for letter in b"abcdefgh":
+        with replacing(sys.argv[1]) as temporary:
+            temporary.write_bytes(bytes([letter]) * 1_000_000)
+"""
+
+
+def test_after_a_kill_at_any_moment_the_file_is_whole(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"0" * 1_000_000)
+    dice = random.Random(3)
+    for _ in range(15):
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE
+        ) as writer:
+            writer.stdout.readline()
+            time.sleep(dice.uniform(0, 0.03))
+            writer.send_signal(signal.SIGKILL)
+        data = path.read_bytes()
+        assert len(data) == 1_000_000
+        assert len(set(data)) == 1
+    # What a killed process leaves behind is in nobody's way.
+    write(path, "new")
+    assert path.read_text() == "new"
