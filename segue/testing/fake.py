@@ -151,6 +151,8 @@ class FakeContext:
         total = len(ids) - self.offset
         assert total > 0, "the model must be fed at least one token"
         assert tuple(self.cache[0]) == ids[: self.offset], "the ledger is wrong"
+        # Reading alone uses up nothing of a script.
+        say = self._model.begin_reply() if config.max_tokens else None
         for end in range(0, total + config.prefill_step_size, config.prefill_step_size):
             fed = min(end, total)
             if fed:
@@ -160,11 +162,9 @@ class FakeContext:
             deliver_interrupt()
             if fed == total:
                 break
-        if not config.max_tokens:
-            return
-        say = self._model.begin_reply()
         for _ in range(config.max_tokens):
             # Fed before it is yielded, as a pipelined decode loop does.
+            assert say is not None
             token = say(self.cache[0])
             self._feed([token])
             yield Step(token)
