@@ -68,6 +68,9 @@ class GenerationConfig:
         max_kv_size: Keep at most this many tokens in the cache (the first four and the latest);
             8 or more, not together with `kv_bits`. ``None`` keeps all. Models that bring a cache
             layout of their own ignore it.
+        max_marks: How many places a cache that can't be trimmed (a sliding window past its size, a
+            recurrent state) can come back to; 0 for none.
+        max_mark_bytes: The most memory that those may take, in bytes.
         logits_processors: More processors, applied after penalties and bias. Each turn works on
             deep copies of them, so what an object gathers in one turn never reaches the next.
             (Python copies no functions: one that gathers state in a closure keeps it.)
@@ -99,6 +102,8 @@ class GenerationConfig:
     kv_group_size: int = 64
     quantized_kv_start: int = 5000
     max_kv_size: int | None = None
+    max_marks: int = 8
+    max_mark_bytes: int = 2**30
     logits_processors: tuple[LogitsProcessor, ...] = ()
 
     def __post_init__(self) -> None:
@@ -114,6 +119,8 @@ class GenerationConfig:
             _check_int(name, getattr(self, name), least=1)
         if self.max_kv_size is not None:
             _check_int("max_kv_size", self.max_kv_size, least=SMALLEST_KV_SIZE)
+        _check_int("max_marks", self.max_marks, least=0)
+        _check_int("max_mark_bytes", self.max_mark_bytes, least=0, most=2**63 - 1)
         if self.seed is not None:
             _check_int("seed", self.seed, least=0, most=2**64 - 1)
         _check_float("temperature", self.temperature, least=0.0, most=LARGEST)
@@ -168,8 +175,9 @@ class SpeculativeDecodingConfig:
     num_draft_tokens: int = 5
 
     def __post_init__(self) -> None:
-        named = self.draft == PROMPT_LOOKUP if isinstance(self.draft, str) else True
-        if not named or not (isinstance(self.draft, str) or hasattr(self.draft, "context")):
+        named = isinstance(self.draft, str) and self.draft == PROMPT_LOOKUP
+        # A class has methods, too, but no tokenizer yet.
+        if not named and not (hasattr(self.draft, "context") and hasattr(self.draft, "tokenizer")):
             raise ConfigurationError(
                 f"{self.draft!r} is no draft.",
                 remedy=f"Pass {PROMPT_LOOKUP!r} or an engine, such as segue.load(...) returns.",

@@ -34,6 +34,15 @@ class Acceptance(NamedTuple):
     accepted: int = 0
 
 
+class Marks(NamedTuple):
+    """The places that a context can come back to although its layers can't be trimmed."""
+
+    offsets: tuple[int, ...] = ()
+    """How many tokens each stands behind, ascending."""
+    nbytes: int = 0
+    """What they hold in memory, together."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredCache:
     """A KV cache out of a file, whole and checked, for one engine's contexts.
@@ -130,6 +139,16 @@ class Context(Protocol):
         ...
 
     @property
+    def marks(self) -> Marks:
+        """The places that it can come back to, besides any offset where it can be trimmed."""
+        ...
+
+    @property
+    def wants_marks(self) -> bool:
+        """Whether it can come back to marks alone, now or once it has grown."""
+        ...
+
+    @property
     def peak_memory(self) -> int:
         """The most memory the engine has held so far, in bytes."""
         ...
@@ -139,6 +158,8 @@ class Context(Protocol):
         ids: Sequence[int],
         config: GenerationConfig,
         progress: PrefillProgress | None = None,
+        *,
+        marks: Sequence[int] = (),
     ) -> Generator[Step, None, None]:
         """Prefill what the cache lacks of a prompt, then decode.
 
@@ -157,6 +178,8 @@ class Context(Protocol):
                 holds of it; the cache must hold exactly ``ids[:offset - prefix]`` there.
             config: Settings of this reply.
             progress: Called as prefill goes on.
+            marks: How many leading ids to be able to come back to, as far as `config` bounds marks
+                and the prompt is fed here; where any offset will do, they are not needed.
 
         Raises:
             ConfigurationError: This model can't do what `config` asks.
@@ -167,7 +190,8 @@ class Context(Protocol):
     def rewind(self, offset: int) -> int:
         """Go back to at most `offset` tokens, and never beyond the prefix.
 
-        Drops the newest tokens; where a layer can't drop just those, more of them or all.
+        Drops the newest tokens; where a layer can't drop just those, it goes back to the newest
+        mark at or before `offset`, or to the prefix.
 
         Returns:
             The offset really reached, which may be smaller (the prefix when all had to go).

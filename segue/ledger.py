@@ -58,8 +58,11 @@ class TokenLedger:
 
     def seam_within(self, text: str) -> Seam:
         """The last seam up to which `text` and the ledger's text are the same."""
-        same = common_prefix(self.text, text)
-        return self.seams[bisect_right(self.seams, same, key=lambda seam: seam.chars) - 1]
+        return self.seam_before(common_prefix(self.text, text))
+
+    def seam_before(self, chars: int) -> Seam:
+        """The last seam with at most so many characters before it."""
+        return self.seams[bisect_right(self.seams, chars, key=lambda seam: seam.chars) - 1]
 
 
 def common_prefix(a: _Slices, b: _Slices) -> int:

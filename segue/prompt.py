@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from .engine import Tokenizer
@@ -13,78 +14,156 @@ from .messages import Message
 # How many ids in front of a join are decoded along with it. Decoders look at their neighbours (a
 # first space dropped, bytes that make one character), never far.
 JOIN_CONTEXT = 8
-# Two questions that share no beginning: what two prompts with them share comes before any question.
-OPENING_QUESTIONS = ("a", "b")
+# Text that may stand in front of what is encoded, for tokenizers that put a space or BOS there.
+ANCHORS = ("", "\n", "a")
+# Questions that begin in all the ways that a tokenizer may join to what stands before them: the ids
+# that all prompts share come before any question.
+QUESTIONS = tuple(Message.user(text) for text in ("a", "B", "1", "é", ".", ")", "'s", " a", "\na"))
+# What may be said after a prompt, to see what later prompts make of its end.
+AFTERWARDS = (Message.assistant("x"), Message.user("y"))
 
 
-def build_prompt(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    held: TokenLedger,
-    template_kwargs: Mapping[str, Any],
-) -> TokenLedger:
-    """The ids of a turn's prompt, as the ledger will hold them once they are fed.
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as it is fed, and the places in it that later prompts may come back to.
+
+    Attributes:
+        ledger: Its ids and its text.
+        opening: How many leading ids every conversation under these instructions begins with.
+        stable: How many leading ids every later prompt of this conversation will begin with:
+            templates end a prompt with what they drop from history.
+    """
+
+    ledger: TokenLedger
+    opening: int = 0
+    stable: int = 0
+
+
+class PromptBuilder:
+    """Makes prompts of a conversation, through the model's chat template.
 
     Args:
         tokenizer: The engine's tokenizer.
-        messages: The whole conversation, instructions in front, the new messages behind.
-        held: What the KV cache holds.
         template_kwargs: Arguments for the chat template.
-
-    Raises:
-        TemplateError: The chat template refused the messages or broke on them.
     """
-    return _splice(tokenizer, _render(tokenizer, messages, template_kwargs), held)
 
+    def __init__(self, tokenizer: Tokenizer, template_kwargs: Mapping[str, Any]) -> None:
+        self._tokenizer = tokenizer
+        self._template_kwargs = template_kwargs
+        # The opening's ids, which change with the instructions alone.
+        self._opening: tuple[Message | None, tuple[int, ...]] | None = None
 
-def build_opening(
-    tokenizer: Tokenizer,
-    messages: Sequence[Message],
-    held: TokenLedger,
-    template_kwargs: Mapping[str, Any],
-) -> TokenLedger:
-    """The ids that every prompt begins with which asks something after these messages.
+    def build(
+        self,
+        system: Message | None,
+        messages: Sequence[Message],
+        held: TokenLedger,
+        *,
+        places: bool = True,
+    ) -> Prompt:
+        """A turn's prompt.
 
-    Args and errors are those of `build_prompt`.
-    """
-    first, second = (
-        _render(tokenizer, [*messages, Message.user(question)], template_kwargs)
-        for question in OPENING_QUESTIONS
-    )
-    return _splice(tokenizer, first[: common_prefix(first, second)], held)
+        Where its text starts with the text of the held ids, those ids stand and only the rest is
+        encoded: what the model sampled is kept, although its text might encode to other ids.
 
+        Args:
+            system: The instructions.
+            messages: The conversation, the new messages behind.
+            held: What the KV cache holds.
+            places: Whether to look for `Prompt.opening` and `Prompt.stable`, which renders the
+                conversation once more.
 
-def _render(
-    tokenizer: Tokenizer, messages: Sequence[Message], template_kwargs: Mapping[str, Any]
-) -> str:
-    text = tokenizer.render(
-        [message.to_template() for message in messages],
-        add_generation_prompt=True,
-        template_kwargs=template_kwargs,
-    )
-    if not text:
-        raise TemplateError(
-            "The chat template rendered this conversation to nothing, so there is nothing to feed.",
-            remedy="Check the messages, and the model's chat template.",
+        Raises:
+            TemplateError: The chat template refused the messages or broke on them.
+        """
+        ledger = self._splice(self._render(system, messages), held)
+        if not places:
+            return Prompt(ledger)
+        try:
+            later = self._splice(self._render(system, [*messages, *AFTERWARDS]), held).ids
+        except TemplateError:  # it takes this conversation, but not one that goes on so
+            later = ()
+        return Prompt(
+            ledger,
+            common_prefix(ledger.ids, self._opening_ids(system)),
+            common_prefix(ledger.ids, later),
         )
-    return text
 
+    def build_opening(
+        self, system: Message | None, messages: Sequence[Message], held: TokenLedger
+    ) -> Prompt:
+        """What every prompt begins with that asks something after these messages.
 
-def _splice(tokenizer: Tokenizer, text: str, held: TokenLedger) -> TokenLedger:
-    """The ids of a rendered text.
+        Args and errors are those of `build`.
+        """
+        ledger, length = self._shared(system, messages, held)
+        kept = ledger.truncate(ledger.truncate(length).seams[-1].ids)
+        rest = ledger.ids[len(kept.ids) : length]
+        ledger = kept.extend(rest, spell(self._tokenizer, kept.ids, rest))
+        return Prompt(ledger, common_prefix(ledger.ids, self._opening_ids(system)), length)
 
-    Where it starts with the text of the held ids, those ids stand and only the rest is encoded:
-    what the model sampled is kept, although its text might encode to other ids.
-    """
-    seam = held.seam_within(text)
-    if seam.ids:
-        kept, rest = held.truncate(seam.ids), text[seam.chars :]
-        ids = tokenizer.encode(rest)
-        # Some tokenizers put a space or BOS before whatever they encode: then the join spells
-        # something that the template did not write, and the whole is encoded instead.
-        if spell(tokenizer, kept.ids, ids) == rest:
-            return kept.extend(ids, rest)
-    return TokenLedger().extend(tokenizer.encode(text), text)
+    def _shared(
+        self, system: Message | None, messages: Sequence[Message], held: TokenLedger
+    ) -> tuple[TokenLedger, int]:
+        """A prompt that asks something, and how many ids all such prompts share with it."""
+        first, *others = (
+            self._splice(self._render(system, [*messages, question]), held)
+            for question in QUESTIONS
+        )
+        length = min(common_prefix(first.ids, other.ids) for other in others)
+        # White space joins to more than any list of questions shows.
+        while length and not self._tokenizer.decode(first.ids[length - 1 : length]).strip():
+            length -= 1
+        return first, length
+
+    def _opening_ids(self, system: Message | None) -> tuple[int, ...]:
+        if self._opening is None or self._opening[0] != system:
+            try:
+                ledger, length = self._shared(system, (), TokenLedger())
+            except TemplateError:  # it takes conversations, but not a question alone
+                ledger, length = TokenLedger(), 0
+            self._opening = (system, ledger.ids[:length])
+        return self._opening[1]
+
+    def _render(self, system: Message | None, messages: Sequence[Message]) -> str:
+        whole = messages if system is None else (system, *messages)
+        text = self._tokenizer.render(
+            [message.to_template() for message in whole],
+            add_generation_prompt=True,
+            template_kwargs=self._template_kwargs,
+        )
+        if not text:
+            raise TemplateError(
+                "The chat template rendered this conversation to nothing, so there is nothing to "
+                "feed.",
+                remedy="Check the messages, and the model's chat template.",
+            )
+        return text
+
+    def _splice(self, text: str, held: TokenLedger) -> TokenLedger:
+        """The ids of a rendered text, those that are held where they spell its beginning."""
+        seam = held.seam_within(text)
+        if seam.ids:
+            kept, rest = held.truncate(seam.ids), text[seam.chars :]
+            ids = self._encode_behind(kept.ids, rest)
+            if ids is not None:
+                return kept.extend(ids, rest)
+        return TokenLedger().extend(self._tokenizer.encode(text), text)
+
+    def _encode_behind(self, before: Sequence[int], text: str) -> list[int] | None:
+        """Ids that spell a text behind others; ``None`` where the tokenizer makes none.
+
+        Some tokenizers put a space or BOS before whatever they encode, which the template did not
+        write: then something stands in front that takes it, and is cut off again.
+        """
+        for anchor in ANCHORS:
+            marked = list(self._tokenizer.encode(anchor)) if anchor else []
+            ids = list(self._tokenizer.encode(anchor + text))
+            if ids[: len(marked)] == marked:
+                ids = ids[len(marked) :]
+                if spell(self._tokenizer, before, ids) == text:
+                    return ids
+        return None
 
 
 def append_reply(tokenizer: Tokenizer, prompt: TokenLedger, tokens: Sequence[int]) -> TokenLedger:

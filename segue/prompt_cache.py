@@ -99,11 +99,17 @@ def load_prompt_cache(path: str | os.PathLike[str], engine: Engine) -> PromptCac
         engine: The model that it was made with.
 
     Raises:
+        ConfigurationError: An argument is of the wrong type.
         PromptCacheError: The file can't be read.
         PromptCacheFormatError: It is truncated, damaged, of a newer version, or no prompt cache.
         PromptCacheMismatchError: It was made with another model.
     """
-    place = Path(path)
+    place = checked_path(path)
+    if not callable(getattr(engine, "load_cache", None)):
+        raise ConfigurationError(
+            f"{engine!r} is no engine that a prompt cache could be loaded for.",
+            remedy="Pass what segue.load(...) returned.",
+        )
     stored = engine.load_cache(place)
     metadata = stored.metadata
     if metadata.get(FINGERPRINT, engine.fingerprint) != engine.fingerprint:
@@ -126,6 +132,19 @@ def load_prompt_cache(path: str | os.PathLike[str], engine: Engine) -> PromptCac
     return PromptCache(engine, stored, ledger, **conversation)
 
 
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """A path as callers may give it.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigurationError(
+            f"{path!r} is not a path.", remedy="Pass a string or a pathlib.Path."
+        )
+    return Path(path)
+
+
 def describe(
     fingerprint: str,
     ledger: TokenLedger | None,
@@ -137,7 +156,8 @@ def describe(
 
     Args:
         fingerprint: The engine's.
-        ledger: The ids that the cache holds; ``None`` if it begins with an opaque prefix.
+        ledger: The ids that the cache holds; ``None`` if it begins with an opaque prefix. The
+            conversation is left out then: it would be read again behind a cache that has it.
         instructions: The system message.
         history: What was said.
         template_kwargs: Arguments for the chat template.
@@ -146,19 +166,20 @@ def describe(
         PromptCacheError: Tool calls or template arguments hold what JSON can't.
     """
     metadata = {FINGERPRINT: fingerprint}
-    if ledger is not None:
-        metadata[TOKENS] = json.dumps(
-            {"ids": ledger.ids, "text": ledger.text, "seams": ledger.seams}
-        )
+    if ledger is None:
+        return metadata
+    metadata[TOKENS] = json.dumps({"ids": ledger.ids, "text": ledger.text, "seams": ledger.seams})
+    conversation = {
+        "instructions": instructions,
+        "history": [message.to_template() for message in history],
+        "template_kwargs": dict(template_kwargs),
+    }
     try:
-        metadata[CONVERSATION] = json.dumps(
-            {
-                "instructions": instructions,
-                "history": [message.to_template() for message in history],
-                "template_kwargs": dict(template_kwargs),
-            }
-        )
-    except (TypeError, ValueError) as error:
+        metadata[CONVERSATION] = json.dumps(conversation, allow_nan=False)
+        # Tuples and keys that are no strings would come back as others, and render otherwise.
+        if json.loads(metadata[CONVERSATION]) != conversation:
+            raise TypeError("tuples, or keys that are not strings")
+    except (TypeError, ValueError, RecursionError) as error:
         raise PromptCacheError(
             f"The conversation holds something that JSON can't express ({error}), so it can't be "
             "saved with the cache.",

@@ -7,7 +7,6 @@ import os
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -17,8 +16,8 @@ from .errors import ConfigurationError, PromptCacheError, SessionBusyError
 from .interrupt import InterruptHold
 from .ledger import common_prefix
 from .messages import Message, Role, as_messages, check_messages
-from .prompt import build_opening, build_prompt
-from .prompt_cache import PromptCache, describe
+from .prompt import PromptBuilder
+from .prompt_cache import PromptCache, checked_path, describe
 from .reply import Reply
 from .session_cache import SessionCache
 
@@ -71,21 +70,18 @@ class ChatSession:
                 f"template_kwargs maps names to values; it is not {template_kwargs!r}.",
                 remedy="Pass a dict such as {'enable_thinking': False}.",
             )
+        _check_generation(generation)
         self._engine = engine
-        self._cache = SessionCache(engine, speculative=speculative, start=cache)
+        self._cache = SessionCache(engine, generation, speculative=speculative, start=cache)
+        self._generation = self._cache.config
         self._history = list(check_messages(history))
-        if (
-            cache is not None
-            and instructions is None
-            and not self._history
-            and template_kwargs is None
-        ):
+        given = instructions is not None or self._history or template_kwargs is not None
+        if cache is not None and not given:
             instructions, template_kwargs = cache.instructions, cache.template_kwargs
             self._history = list(cache.history)
         self.instructions = instructions
         self._template_kwargs = copy.deepcopy(dict(template_kwargs or {}))
-        self.generation = generation
-        self.generation = self._cache.begin(cache, self.generation)
+        self._prompts = PromptBuilder(engine.tokenizer, self._template_kwargs)
         self._live: weakref.ref[Reply] | None = None
         self._reading = False
 
@@ -110,11 +106,7 @@ class ChatSession:
 
     @generation.setter
     def generation(self, generation: GenerationConfig) -> None:
-        if not isinstance(generation, GenerationConfig):
-            raise ConfigurationError(
-                f"generation is a GenerationConfig, not {type(generation).__name__}.",
-                remedy="Build one: GenerationConfig(max_tokens=..., temperature=...).",
-            )
+        _check_generation(generation)
         self._generation = self._cache.settle(generation)
 
     @property
@@ -132,8 +124,8 @@ class ChatSession:
 
     @property
     def has_cache(self) -> bool:
-        """Whether a KV cache holds any of this conversation."""
-        return self.cached_tokens > 0
+        """Whether a KV cache holds any of this conversation, or a prefix of it."""
+        return self.cached_tokens > 0 or self._cache.opaque
 
     @property
     def cached_tokens(self) -> int:
@@ -198,29 +190,27 @@ class ChatSession:
             SessionBusyError: A turn of this session is running at this moment.
         """
         messages = as_messages(prompt, role)
-        if prompt_progress_callback is not None and not callable(prompt_progress_callback):
-            raise ConfigurationError(
-                f"{prompt_progress_callback!r} can't be told about progress: it is not callable.",
-                remedy="Pass a function of (tokens fed, tokens to feed).",
-            )
+        _check_progress(prompt_progress_callback)
         self._close_live()
         config = self._generation
         tokenizer = self._engine.tokenizer
         # A cache of another kind is replaced only once nothing can be refused any more.
-        prompt_ledger = build_prompt(
-            tokenizer,
-            self._with_system(*messages),
-            self._cache.held(config),
-            self._template_kwargs,
-        )
         context = self._cache.context_for(config)
-        steps = context.generate(prompt_ledger.ids, config, prompt_progress_callback)
+        built = self._prompts.build(
+            self._system,
+            [*self._history, *messages],
+            self._cache.held(config),
+            places=context.wants_marks,
+        )
+        ids = built.ledger.ids
+        marks = (built.opening, built.stable)
+        steps = context.generate(ids, config, prompt_progress_callback, marks=marks)
 
         detokenizer = tokenizer.detokenizer()
 
         hold = InterruptHold()
         with hold:
-            cached = self._cache.turn_to(context, config, prompt_ledger)
+            cached = self._cache.turn_to(context, config, built.ledger)
             self._history.extend(messages)
             reply = Reply(
                 steps,
@@ -228,7 +218,7 @@ class ChatSession:
                 eos_token_ids=tokenizer.eos_token_ids,
                 detokenizer=detokenizer,
                 config=config,
-                prompt_tokens=context.prefix + len(prompt_ledger.ids),
+                prompt_tokens=context.prefix + len(ids),
                 cached_tokens=cached,
                 record=self._record,
             )
@@ -253,24 +243,28 @@ class ChatSession:
             ConfigurationError: The model can't do what `generation` asks; nothing changed.
             GenerationError: The model failed.
         """
+        _check_progress(prompt_progress_callback)
         self._close_live()
         config = replace(self._generation, max_tokens=0)
         cache = self._cache
         held = cache.held(config)
-        opening = build_opening(
-            self._engine.tokenizer, self._with_system(), held, self._template_kwargs
-        )
-        if common_prefix(held.ids, opening.ids) == len(opening.ids):
+        opening = self._prompts.build_opening(self._system, self._history, held)
+        ids = opening.ledger.ids
+        if common_prefix(held.ids, ids) == len(ids):
             return 0
         context = cache.context_for(config)
-        steps = context.generate(opening.ids, config, prompt_progress_callback)
+        marks = (opening.opening, opening.stable)
+        steps = context.generate(ids, config, prompt_progress_callback, marks=marks)
         hold = InterruptHold()
         with hold:
-            before = cache.turn_to(context, config, opening)
+            before = cache.turn_to(context, config, opening.ledger)
             self._reading = True
             try:
                 for _ in steps:
                     pass
+            except BaseException:
+                hold.pass_on()
+                raise
             finally:
                 self._reading = False
                 cache.commit()
@@ -280,31 +274,32 @@ class ChatSession:
     def save_cache(self, path: str | os.PathLike[str]) -> None:
         """Write the KV cache to a file, for `segue.load_prompt_cache` and for mlx-lm.
 
-        It holds what was read and said so far, and names it, unless the session itself began with
-        a cache that does not. A live reply is closed first. The file is replaced in one piece: if
-        anything goes wrong, an earlier one is left as it was.
+        It holds what was read and said so far, and names it. (If the session itself began with a
+        cache that does not, the whole is one of that kind.) A live reply is closed first. The file
+        is replaced in one piece: if anything goes wrong, an earlier one is left as it was.
 
         Args:
-            path: The file, ``.safetensors`` by custom.
+            path: The file; mlx-lm opens it if its name ends in ``.safetensors``.
 
         Raises:
             PromptCacheError: There is no cache yet, or the file can't be written.
         """
+        place = checked_path(path)
         self._close_live()
         context = self._cache.context
-        if context is None or not context.offset:
+        if context is None or not self.has_cache:
             raise PromptCacheError(
                 "This session has no cache yet, so there is nothing to save.",
                 remedy="Take a turn first, or call prewarm().",
             )
         metadata = describe(
             self._engine.fingerprint,
-            None if context.prefix else self._cache.ledger,
+            None if self._cache.opaque else self._cache.ledger,
             self._instructions,
             self._history,
             self._template_kwargs,
         )
-        context.save(Path(path), metadata)
+        context.save(place, metadata)
 
     def clear(self) -> None:
         """Forget the conversation: drop cache and history, keep instructions and settings.
@@ -326,12 +321,27 @@ class ChatSession:
             reply.close()
         self._live = None
 
-    def _with_system(self, *messages: Message) -> tuple[Message, ...]:
-        """The whole conversation as a template takes it, with new messages behind."""
-        system = () if self._instructions is None else (Message.system(self._instructions),)
-        return (*system, *self._history, *messages)
+    @property
+    def _system(self) -> Message | None:
+        return None if self._instructions is None else Message.system(self._instructions)
 
     def _record(self, reply: Reply) -> None:
         """Write back what a turn really did; called by the reply, once."""
         self._history.append(Message.assistant(reply.text))
         self._cache.commit(reply.tokens)
+
+
+def _check_generation(generation: GenerationConfig) -> None:
+    if not isinstance(generation, GenerationConfig):
+        raise ConfigurationError(
+            f"generation is a GenerationConfig, not {type(generation).__name__}.",
+            remedy="Build one: GenerationConfig(max_tokens=..., temperature=...).",
+        )
+
+
+def _check_progress(callback: PrefillProgress | None) -> None:
+    if callback is not None and not callable(callback):
+        raise ConfigurationError(
+            f"{callback!r} can't be told about progress: it is not callable.",
+            remedy="Pass a function of (tokens fed, tokens to feed).",
+        )

@@ -20,21 +20,24 @@ class SessionCache:
 
     Args:
         engine: The model.
+        config: The settings of the first turn.
         speculative: A draft for its contexts.
         start: What it holds from the start. If its tokens are not known, all contexts begin with
             it, and it stays.
 
     Attributes:
-        ledger: The ids that the context holds behind its prefix.
+        config: The settings, completed with those of the start.
         context: The context, if there is one yet.
+        ledger: The ids that it holds behind its prefix.
 
     Raises:
-        ConfigurationError: The draft, or the start, does not go with the engine.
+        ConfigurationError: The draft, or the start, does not go with the engine or the settings.
     """
 
     def __init__(
         self,
         engine: Engine,
+        config: GenerationConfig,
         *,
         speculative: SpeculativeDecodingConfig | None = None,
         start: PromptCache | None = None,
@@ -44,11 +47,23 @@ class SessionCache:
         self._engine = engine
         self._speculative = speculative
         self._opaque = start if start is not None and start.ledger is None else None
+        self.config = config if start is None else start.settle(config)
         self.context: Context | None = None
-        self._settings: tuple[int | None, ...] = ()
+        self._settings = self.config.cache_settings
         # What became of the drafts of contexts that are no more.
         self._acceptance = Acceptance()
         self.ledger = TokenLedger()
+        if start is not None and start.ledger is not None:
+            self.ledger = start.ledger
+            self.context = engine.context(self.config, speculative=speculative, cache=start.stored)
+        elif start is not None or speculative is not None:
+            # What does not go together is refused here, not in the first turn.
+            self.context = self._new_context(self.config)
+
+    @property
+    def opaque(self) -> bool:
+        """Whether it begins with a prefix whose tokens nobody told."""
+        return self._opaque is not None
 
     def settle(self, config: GenerationConfig) -> GenerationConfig:
         """Settings as this cache needs them: an opaque prefix can't be read again into another.
@@ -57,25 +72,6 @@ class SessionCache:
             ConfigurationError: They ask for a cache of another kind than the prefix.
         """
         return config if self._opaque is None else self._opaque.settle(config)
-
-    def begin(self, start: PromptCache | None, config: GenerationConfig) -> GenerationConfig:
-        """Make the first context at once, so that what does not go together is refused early.
-
-        Returns:
-            The settings, completed with those of the start.
-        """
-        if start is None and self._speculative is None:
-            return config
-        if start is not None and start.ledger is not None:
-            config = start.settle(config)
-            self.context = self._engine.context(
-                config, speculative=self._speculative, cache=start.stored
-            )
-            self.ledger = start.ledger
-        else:
-            self.context = self._new_context(config)
-        self._settings = config.cache_settings
-        return config
 
     @property
     def offset(self) -> int:

@@ -94,7 +94,7 @@ def test_a_file_that_mlx_lm_s_command_made_opens_here(tmp_path, monkeypatch, opt
     monkeypatch.setattr(sys, "argv", ["mlx_lm.cache_prompt", *command])
     mlx_lm.cache_prompt.main()
     model = segue.load(tmp_path / "model").model
-    read = read_cache_file(path, probe_layers(model, lambda: make_prompt_cache(model)))
+    read = read_cache_file(path, probe_layers(model, make_prompt_cache(model)))
     assert not read.ours
     assert read.metadata["model"] == str(tmp_path / "model")
     assert tokens_held(read.layers) > 4
@@ -128,7 +128,7 @@ def test_half_precision_comes_back_to_the_bit(tmp_path, dtype):
     model.set_dtype(dtype)
     cache = fill(model, make_prompt_cache(model), (5,))
     write_cache_file(tmp_path / "c", cache, {})
-    own = probe_layers(model, lambda: make_prompt_cache(model))
+    own = probe_layers(model, make_prompt_cache(model))
     layers = read_cache_file(tmp_path / "c", own).layers
     assert layers[0].keys.dtype == dtype
     assert_same(model, layers, cache)
@@ -141,7 +141,7 @@ def test_however_a_bounded_cache_was_filled_it_comes_back(tmp_path_factory, chun
     make = make_bounded if bounded else make_prompt_cache
     cache = fill(model, make(model), chunks)
     path = tmp_path_factory.getbasetemp() / "bounded.safetensors"
-    own = probe_layers(model, lambda: make_prompt_cache(model))
+    own = probe_layers(model, make_prompt_cache(model))
     save_prompt_cache(str(path), cache)
     assert tokens_held(read_cache_file(path, own).layers) == sum(chunks)
     write_cache_file(path, cache, {})

@@ -20,7 +20,7 @@ from segue.cli.commands import COMMANDS
 from segue.cli.markdown import MarkdownStream, split_finished
 from segue.cli.options import HELP, LEFT_OUT
 from segue.cli.statistics import Statistics
-from segue.testing import FakeEngine
+from segue.testing import FakeEngine, ToyTokenizer
 
 
 def run(*arguments: str) -> int:
@@ -293,8 +293,27 @@ def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(
     assert told in complaint(capsys, "cache-prompt", source, "-o", output)
 
 
+def test_a_template_that_leaves_the_text_out_is_told(capsys, monkeypatch, tmp_path):
+    class Deaf(ToyTokenizer):
+        def render(self, messages, **kwargs):
+            return super().render(messages[-1:], **kwargs)
+
+    (tmp_path / "text").write_text("words")
+    monkeypatch.setattr("segue.mlx.loading.load", lambda name: FakeEngine(tokenizer=Deaf()))
+    arguments = ["cache-prompt", str(tmp_path / "text"), "-o", str(tmp_path / "c")]
+    assert "leaves system messages out" in complaint(capsys, *arguments)
+    assert not (tmp_path / "c").exists()
+
+
 def test_the_cache_of_a_chat_is_kept_and_taken_up(tmp_path):
-    shown, session = converse("/save-cache", "/save-cache c", "hi", f"/save-cache {tmp_path}/c")
+    shown, session = converse(
+        "/save-cache",
+        "/save-cache c",
+        "hi",
+        f"/save-cache {tmp_path}/c",
+        "/save-cache ~nosuchuser/x",
+    )
+    assert "~nosuchuser/x can't be written" in " ".join(shown.split())
     assert "Name the file: /save-cache PATH" in shown
     assert "This session has no cache yet" in shown
     assert not Path("c").exists()
@@ -376,6 +395,7 @@ def shell(command: str) -> subprocess.CompletedProcess[bytes]:
         ("echo hi | segue chat --max-tokens 4 > /dev/full", 2),
         (r"echo hi | segue chat --system $'\xff'", 2),
         ("segue chat --model '~nosuchuser/x'", 2),
+        ("segue cache-prompt - -o /tmp/never <&-", 2),
     ],
 )
 def test_nothing_ends_in_a_traceback(command, code):

@@ -36,6 +36,8 @@ WRONG = {
     "kv_bits": [0, 1, 7, 16, "8", True, 4.0],
     "kv_group_size": [0, 16, 48, None],
     "quantized_kv_start": [-1, 0.5],
+    "max_marks": [-1, 1.5, True, None],
+    "max_mark_bytes": [-1, 0.5, None, 2**63],
     "max_kv_size": [0, 7, 64.0],
     "logits_processors": [[3], 3, lambda tokens, logits: logits],
 }

@@ -144,7 +144,7 @@ def test_max_kv_size_bounds_the_cache_of_models_that_make_their_own():
     session.respond("a prompt that is longer than sixteen tokens")
     session.respond("another")
     for layer in session._cache.context._state.layers:
-        assert type(layer) is RotatingKVCache
+        assert isinstance(layer, RotatingKVCache)
         # One step of prefill may stand above the bound until the next token is written.
         assert layer.size() <= 16
     assert session.cached_tokens > 16

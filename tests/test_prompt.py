@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from segue import Message, TemplateError
 from segue.ledger import TokenLedger
-from segue.prompt import append_reply, build_prompt, spell
+from segue.prompt import PromptBuilder, append_reply, spell
 from segue.testing import ToyTokenizer
 
 TOKENIZER = ToyTokenizer()
@@ -16,6 +16,12 @@ HI = (Message.user("hi"),)
 LETTERS = st.lists(
     st.sampled_from([*map(ord, "the "), *TOKENIZER.encode("the"), *"é".encode()]), max_size=8
 )
+
+
+def build_prompt(tokenizer, messages, held, template_kwargs):
+    prompt = PromptBuilder(tokenizer, template_kwargs).build(None, messages, held)
+    assert 0 <= prompt.opening <= prompt.stable <= len(prompt.ledger.ids)
+    return prompt.ledger
 
 
 def after(reply: list[int]) -> TokenLedger:

@@ -15,7 +15,9 @@ from mlx_lm.models.cache import load_prompt_cache as mlx_lm_load
 from mlx_lm.models.cache import save_prompt_cache
 from test_loading import write_folder
 from tiny import (
+    CHATML,
     assert_close,
+    byte_level_tokenizer,
     check_next_logits,
     disturbed,
     tiny_hybrid,
@@ -38,7 +40,8 @@ from segue import (
     SessionBusyError,
     SpeculativeDecodingConfig,
 )
-from segue.testing import FakeEngine, ToyTokenizer
+from segue.mlx.bounded_cache import BoundedKVCache
+from segue.testing import FakeEngine
 
 SHORT = GenerationConfig(max_tokens=8)
 KINDS = {
@@ -117,7 +120,11 @@ def foreign(engine: MlxEngine, path: Path, ids: list[int], config=SHORT) -> list
     """A file as mlx-lm writes it, of tokens that it does not name."""
     context = engine.context(config)
     list(context.generate(ids, GenerationConfig(max_tokens=0)))
-    save_prompt_cache(str(path), context._state.layers, {"model": "tiny"})
+    layers = [
+        layer.as_rotating() if isinstance(layer, BoundedKVCache) else layer
+        for layer in context._state.layers
+    ]
+    save_prompt_cache(str(path), layers, {"model": "tiny"})
     return ids
 
 
@@ -456,10 +463,87 @@ def test_a_session_can_not_be_used_while_it_reads():
     assert session.respond("hi") == "one"
 
 
-def test_a_tokenizer_word_across_the_end_of_the_opening_is_no_matter():
-    tokenizer = ToyTokenizer(words=("user\nhi", "hi"))
-    engine = FakeEngine(["one"], tokenizer=tokenizer)
-    session = ChatSession(engine, instructions="the")
-    session.prewarm()
-    assert session.respond("hi") == "one"
-    assert tokenizer.decode(session._cache.ledger.ids).count("user\nhi") == 1
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] + '\\n' }}{% endfor %}assistant:",
+        CHATML,
+    ],
+)
+def test_a_prewarmed_prompt_has_the_ids_of_a_cold_one(template):
+    tokenizer = byte_level_tokenizer(template)
+    questions = ["the fox", " quick", "hello", "\n\nthe", "7", "é", "", "  the"]
+    for question in questions:
+        ids = []
+        for warm in (False, True):
+            engine = MlxEngine(tiny_llama(len(tokenizer)), tokenizer)
+            session = ChatSession(engine, instructions="to the world", generation=SHORT)
+            if warm:
+                assert session.prewarm() > 5
+            reply = session.stream(question)
+            ids.append(session._cache.ledger.ids)
+            assert not warm or reply.cached_tokens > 5
+        assert ids[0] == ids[1]
+
+
+@pytest.mark.parametrize("name", ["full", "recurrent"])
+def test_what_goes_on_from_an_opaque_prefix_is_saved_as_one(name, tmp_path):
+    make, kwargs, _ = KINDS[name]
+    engine = toy_engine(make, **kwargs)
+    foreign(engine, tmp_path / "f.safetensors", [1, 2, 3, 4, 5])
+    opaque = segue.load_prompt_cache(tmp_path / "f.safetensors", engine)
+    session = ChatSession(engine, instructions="the", generation=SHORT, cache=opaque)
+    assert session.has_cache
+    session.save_cache(tmp_path / "at once.safetensors")
+    session.respond("hello")
+    session.save_cache(tmp_path / "c.safetensors")
+    cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
+    assert cache.ids is None
+    assert cache.history == ()
+    assert cache.instructions is None
+    second = ChatSession(engine, generation=SHORT, cache=cache)
+    assert_close(next_logits(second), next_logits(session))
+
+
+def test_a_file_holds_nothing_that_was_taken_back(tmp_path):
+    engine = toy_engine()
+    session = ChatSession(engine, generation=SHORT)
+    session.respond("hello " * 30)
+    session._cache.context.rewind(20)
+    session._cache.commit()
+    session.save_cache(tmp_path / "c.safetensors")
+    layers = mlx_lm_load(str(tmp_path / "c.safetensors"))
+    assert all(layer.keys.shape[2] == layer.offset == 20 for layer in layers)
+
+
+@pytest.mark.parametrize("path", [None, 3, b"c"])
+def test_what_is_no_path_is_refused_before_the_live_reply_is_closed(path):
+    session = ChatSession(FakeEngine(["one two"]))
+    reply = session.stream("hi")
+    next(reply)
+    with pytest.raises(ConfigurationError, match="not a path"):
+        session.save_cache(path)
+    assert not reply.ended
+    with pytest.raises(ConfigurationError, match="not a path"):
+        segue.load_prompt_cache(path, FakeEngine())
+    with pytest.raises(ConfigurationError, match="no engine"):
+        segue.load_prompt_cache("c", "smollm2")
+
+
+def test_a_conversation_of_brackets_is_saved(tmp_path):
+    engine = toy_engine()
+    session = ChatSession(engine, instructions="[{" * 60_000, generation=SHORT)
+    session._cache.context = engine.context(SHORT)
+    list(session._cache.context.generate([1, 2], GenerationConfig(max_tokens=0)))
+    session._cache.ledger = session._cache.ledger.extend([1, 2], "[{" * 60_000)
+    session.save_cache(tmp_path / "c.safetensors")
+    cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
+    assert cache.instructions == "[{" * 60_000
+
+
+@pytest.mark.parametrize("kwargs", [{"tools": (1, 2)}, {"by": {1: 2}}, {"x": float("nan")}])
+def test_arguments_that_json_would_change_are_refused(kwargs, tmp_path):
+    session = ChatSession(FakeEngine(["one"]), template_kwargs=kwargs)
+    session.respond("hi")
+    with pytest.raises(PromptCacheError, match="JSON"):
+        session.save_cache(tmp_path / "c")

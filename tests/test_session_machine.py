@@ -8,6 +8,7 @@ import os
 import signal
 import zlib
 from collections.abc import Sequence
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -22,6 +23,7 @@ from hypothesis.stateful import (
 
 from segue import ChatSession, GenerationConfig, GenerationError, Message, Role
 from segue.testing import FakeEngine, ToyTokenizer
+from segue.testing.tokenizer import END
 
 TOKENIZER = ToyTokenizer()
 # Tokens that a reply is made of: words whose pieces are words too, both bytes of an é, and the end.
@@ -35,6 +37,7 @@ SPOKEN = [
     *TOKENIZER.encode(" "),
     TOKENIZER.end_id,
 ]
+MOST_MARKS = GenerationConfig().max_marks
 TEXTS = st.text(alphabet="the é\n", max_size=8)
 
 
@@ -74,6 +77,8 @@ class SessionMachine(RuleBasedStateMachine):
             generation=GenerationConfig(max_tokens=6, prefill_step_size=7),
         )
         self.live = None
+        # Where a cache that can't be trimmed can come back to, by the policy.
+        self.marks = []
         # Whether the cache ends where a turn ended, with nothing of it lost.
         self.spelled = False
 
@@ -104,9 +109,16 @@ class SessionMachine(RuleBasedStateMachine):
         assert TOKENIZER.decode(ids) == self.render(self.expected, prompt=True)
         assert reply.prompt_tokens == len(ids)
         best = min(common_prefix(before, ids), len(ids) - 1) if same_kind else 0
+        if not same_kind:
+            self.marks = []
         if not self.engine.trimmable and best < len(before):
-            best = 0
+            best = max((mark for mark in self.marks if mark <= best), default=0)
+        self.marks = [mark for mark in self.marks if mark <= best]
         assert reply.cached_tokens == best
+        # The first message is what comes behind the opening; all of a prompt stays in later ones.
+        opening = self.render([Message.user("")], prompt=False).removesuffix(END + "\n")
+        self.places = [len(TOKENIZER.encode(opening)), len(ids)]
+        self.started_at = best
         # Sampled ids stand wherever the render goes on from their text.
         whole = TOKENIZER.decode(ids)
         if self.spelled and same_kind and len(ids) > len(before):
@@ -121,7 +133,15 @@ class SessionMachine(RuleBasedStateMachine):
         assert reply.text.startswith(streamed)
         assert len(reply.text) - len(streamed) <= 6
         self.expected.append(Message.assistant(reply.text))
-        self.spelled = self.session.cached_tokens >= reply.prompt_tokens
+        held = self.session.cached_tokens
+        self.spelled = held >= reply.prompt_tokens
+        if held == 0:
+            self.marks = []
+        for place in self.places:
+            if self.started_at < place <= held and place not in self.marks:
+                self.marks.append(place)
+                if len(self.marks) > MOST_MARKS:
+                    del self.marks[1]
 
     def settle(self):
         """Whatever comes next closes the live reply."""
@@ -169,8 +189,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert recorded.role is Role.ASSISTANT
         assert recorded.content.startswith(said)
         assert said == streamed
-        self.expected.append(recorded)
-        self.spelled = False
+        self.finish(SimpleNamespace(ended=True, text=recorded.content, prompt_tokens=10**6), said)
 
     @rule(text=TEXTS, calls=st.integers(1, 8), interrupt=st.booleans())
     def turn_that_fails(self, text, calls, interrupt):
@@ -219,6 +238,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.settle()
         self.session.clear()
         self.expected = []
+        self.marks = []
         self.spelled = False
         assert not self.session.has_cache
 

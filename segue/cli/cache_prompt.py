@@ -12,6 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..config import GenerationConfig
+from ..engine import Engine
+from ..messages import Message
 from ..session import ChatSession
 
 
@@ -21,7 +23,9 @@ def run(model: str, source: str, output: Path, generation: GenerationConfig) -> 
     _check_output(output)
     from ..mlx.loading import load
 
-    session = ChatSession(load(model), instructions=text, generation=generation)
+    engine = load(model)
+    _check_template(engine, model, text)
+    session = ChatSession(engine, instructions=text, generation=generation)
     started = perf_counter()
     columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -41,6 +45,8 @@ def run(model: str, source: str, output: Path, generation: GenerationConfig) -> 
 
 
 def _read(source: str) -> str:
+    if source == "-" and sys.stdin is None:
+        raise click.ClickException("Standard input is closed, so there is no text to read.")
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
@@ -56,9 +62,20 @@ def _read(source: str) -> str:
     return text
 
 
+def _check_template(engine: Engine, model: str, text: str) -> None:
+    messages = [Message.system(text).to_template(), Message.user("a").to_template()]
+    rendered = engine.tokenizer.render(messages, add_generation_prompt=True, template_kwargs={})
+    if text not in rendered:
+        raise click.ClickException(
+            f"The chat template of {model} leaves system messages out, so the text would not be "
+            "read. Say it in the chat, or use another model."
+        )
+
+
 def _check_output(output: Path) -> None:
     """Refuse what can't be written before minutes go into reading."""
-    folder = output.parent
+    # A link is written through.
+    folder = output.resolve().parent
     if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise click.ClickException(
             f"{output} can't be written. Name a file in a folder that is there and yours."

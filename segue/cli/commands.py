@@ -69,7 +69,10 @@ def _save_cache(chat: TerminalChat, path: str) -> None:
     if not path:
         chat.console.print("Name the file: /save-cache PATH", markup=False)
         return
-    place = Path(path).expanduser()
+    try:
+        place = Path(path).expanduser()
+    except RuntimeError:  # no such user
+        place = Path(path)
     chat.session.save_cache(place)
     told = f"{chat.session.cached_tokens:,} tokens are in {place}; --cache takes them up again."
     chat.console.print(told, style="dim", markup=False)

@@ -38,6 +38,8 @@ HELP = {
     "kv_group_size": "Values that share a scale in a quantized KV cache.",
     "quantized_kv_start": "Tokens in the KV cache before it is quantized.",
     "max_kv_size": "Keep at most so many tokens in the KV cache.",
+    "max_marks": "Places that a cache which can't be trimmed can come back to.",
+    "max_mark_bytes": "The most memory that those may take.",
 }
 
 # What shapes the KV cache, and how it is filled.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import mlx.core as mx
+from mlx.utils import tree_map
 from mlx_lm.models.cache import (
     ArraysCache,
     CacheList,
+    ChunkedKVCache,
+    ConcatenateKVCache,
     KVCache,
     QuantizedKVCache,
     RotatingKVCache,
@@ -52,16 +56,15 @@ class CacheFile:
     ours: bool
 
 
-def probe_layers(model: Callable[..., mx.array], make_layers: Callable[[], list[Any]]) -> list[Any]:
-    """The layers of a model's cache after one token, for `read_cache_file` to compare with.
+def probe_layers(model: Callable[..., mx.array], layers: list[Any]) -> list[Any]:
+    """A model's own layers after one token, for `read_cache_file` to compare with.
 
     Nothing is computed: MLX is lazy, and shapes and types are known before values are.
 
     Args:
         model: An mlx-lm model.
-        make_layers: Makes its empty caches, as mlx-lm's ``make_prompt_cache(model)``.
+        layers: Its empty caches, as mlx-lm's ``make_prompt_cache(model)`` makes them; they are fed.
     """
-    layers = make_layers()
     model(mx.zeros((1, 1), mx.uint32), cache=layers)
     return layers
 
@@ -108,11 +111,13 @@ def write_cache_file(path: Path, layers: list[Any], metadata: Mapping[str, str])
     try:
         with replacing(path) as temporary:
             with temporary.open("wb") as file:
-                save_prompt_cache(file, layers, texts)
+                save_prompt_cache(file, [_trimmed(layer) for layer in layers], texts)
             with temporary.open("r+b") as file:
                 _sign(file, temporary)
     # A path with a zero byte is a ValueError; MLX reports what the device failed at as a
     # RuntimeError.
+    except PromptCacheError:
+        raise
     except (OSError, ValueError, RuntimeError) as error:
         raise PromptCacheError(
             f"The prompt cache could not be written to {path}: {_cause(error)}.",
@@ -175,6 +180,23 @@ def read_cache_file(path: Path, expected: list[Any]) -> CacheFile:
     for name in (VERSION_KEY, CHECKSUM_KEY):
         texts.pop(name, None)
     return CacheFile([layer.build(arrays) for layer in saved], texts, ours)
+
+
+def _trimmed(layer: Any) -> Any:
+    """A layer without the rows that it holds room in: they may be of tokens taken back."""
+    if isinstance(layer, CacheList):
+        return CacheList(*map(_trimmed, layer.caches))
+    if isinstance(layer, (KVCache, QuantizedKVCache, ConcatenateKVCache, ChunkedKVCache)):
+        rows = layer.offset - getattr(layer, "start_position", 0)
+    elif isinstance(layer, RotatingKVCache) and layer.offset < layer.keys.shape[2]:
+        rows = layer.offset
+    else:
+        return layer
+    trimmed = copy.copy(layer)
+    trimmed.keys, trimmed.values = tree_map(
+        lambda part: part[..., :rows, :], (layer.keys, layer.values)
+    )
+    return trimmed
 
 
 def _leaves(layers: Iterable[Any]) -> Iterator[Any]:

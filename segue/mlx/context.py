@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
@@ -10,9 +11,10 @@ import mlx.core as mx
 from mlx_lm.generate import generation_stream, wired_limit
 
 from ..config import GenerationConfig
-from ..engine import Acceptance, PrefillProgress, Step
+from ..engine import Acceptance, Marks, PrefillProgress, Step
 from ..errors import ConfigurationError, GenerationError, SegueError
 from ..interrupt import deliver_interrupt
+from .bounded_cache import BoundedKVCache
 from .cache_file import write_cache_file
 from .drafting import Drafting, Pass
 from .kv_state import KVState, Mark
@@ -74,11 +76,19 @@ class MlxContext:
         """The most memory MLX has held so far, in bytes."""
         return int(mx.get_peak_memory())
 
-    def rewind(self, offset: int) -> int:
-        """See `segue.engine.Context.rewind`.
+    @property
+    def marks(self) -> Marks:
+        """The places that it can come back to, where its layers can't be trimmed."""
+        state = self._state
+        return Marks(tuple(mark.offset for mark in state.marks), state.mark_bytes)
 
-        Layers that can't be trimmed send it back to the prefix, or to 0 where there is none.
-        """
+    @property
+    def wants_marks(self) -> bool:
+        """Whether some layers may become ones that can't be trimmed."""
+        return not self._state.trimmable
+
+    def rewind(self, offset: int) -> int:
+        """See `segue.engine.Context.rewind`."""
         return self._state.rewind(offset)
 
     def generate(
@@ -86,14 +96,20 @@ class MlxContext:
         ids: Sequence[int],
         config: GenerationConfig,
         progress: PrefillProgress | None = None,
+        *,
+        marks: Sequence[int] = (),
     ) -> Generator[Step, None, None]:
         """See `segue.engine.Context.generate`."""
         self._check_ids(ids)
-        return self._generate(list(ids), config, self._make_sampling(config), progress)
+        return self._generate(list(ids), config, self._make_sampling(config), progress, set(marks))
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """See `segue.engine.Context.save`; the layout is mlx-lm's own. The draft's stay behind."""
-        write_cache_file(path, self._state.layers, {**self._labels, **metadata})
+        layers = [
+            layer.as_rotating() if isinstance(layer, BoundedKVCache) else layer
+            for layer in self._state.layers
+        ]
+        write_cache_file(path, layers, {**self._labels, **metadata})
 
     def _generate(
         self,
@@ -101,18 +117,36 @@ class MlxContext:
         config: GenerationConfig,
         sampling: Sampling,
         progress: PrefillProgress | None,
+        marks: set[int],
     ) -> Generator[Step, None, None]:
         self._safe, self._mark = self.offset, None
         try:
             with wired_limit(self._state.model, [generation_stream]):
-                last = self._prefill(ids, config, progress)
-                if config.max_tokens:
-                    yield from self._decode(last, ids, config, sampling, progress)
+                try:
+                    total = len(ids) + self._state.prefix - self._state.offset
+                    last = self._prefill(ids, config, progress, marks)
+                    read = None if progress is None else partial(progress, total, total)
+                    if config.max_tokens:
+                        yield from self._decode(last, ids, config, sampling, read, marks)
+                except BaseException:
+                    if self._safe is not None:
+                        self._come_back(self._safe, ids)
+                    raise
+                finally:
+                    self._mark = None
+                    if self._safe is not None:
+                        # Nothing is left to be computed on this thread's own stream: the next
+                        # turn may come from another one.
+                        safe, self._safe = self._safe, None
+                        self._state.schedule()
+                        self._safe = safe
+                    if self._drafting is not None:
+                        self._drafting.rest()
         except BaseException as error:
             if self._safe is not None:
-                self._come_back(self._safe, ids)
                 raise
-            self._clear()
+            self._ahead = 0
+            self._state.clear()
             # MLX reports what goes wrong on the device as a RuntimeError.
             mapped = isinstance(error, SegueError) or error is sampling.failure
             if isinstance(error, RuntimeError) and not mapped:
@@ -125,24 +159,34 @@ class MlxContext:
             raise
 
     def _prefill(
-        self, ids: list[int], config: GenerationConfig, progress: PrefillProgress | None
+        self,
+        ids: list[int],
+        config: GenerationConfig,
+        progress: PrefillProgress | None,
+        marks: set[int],
     ) -> mx.array:
         """Feed all but the last token in chunks; that one is returned, its logits are wanted.
 
-        With no tokens to generate, it is fed as well.
+        With no tokens to generate, it is fed as well. Chunks end at marks.
         """
         state = self._state
-        prompt = mx.array(ids[state.offset - state.prefix :], mx.uint32)
+        start = state.offset - state.prefix
+        prompt = mx.array(ids[start:], mx.uint32)
         total = len(prompt)
         last = total if config.max_tokens == 0 else total - 1
+        stops = sorted(mark - start for mark in marks if start < mark < start + last)
         fed = 0
         while True:
+            if start + fed in marks:
+                state.keep_mark(config.max_marks, config.max_mark_bytes)
             if progress is not None:
                 progress(fed, total)
             deliver_interrupt()
             if fed == last:
                 return prompt[last:]
-            chunk = prompt[fed : min(fed + config.prefill_step_size, last)]
+            end = min(fed + config.prefill_step_size, last)
+            end = min([end, *(stop for stop in stops if stop > fed)])
+            chunk = prompt[fed : fed + state.room(end - fed)]
             self._safe = None
             state.feed(chunk)
             state.evaluate()
@@ -155,7 +199,8 @@ class MlxContext:
         known: list[int],
         config: GenerationConfig,
         sampling: Sampling,
-        progress: PrefillProgress | None,
+        read: Callable[[], None] | None,
+        marks: set[int],
     ) -> Generator[Step, None, None]:
         """Yield the reply's tokens, each of them fed before it is looked at.
 
@@ -166,14 +211,20 @@ class MlxContext:
             known: The prompt's ids. With a draft, those of the reply are added.
             config: The reply's settings.
             sampling: The reply's sampling.
-            progress: Told that the prompt is read.
+            read: Told that the prompt is read.
+            marks: Where to promise to be able to come back to; here, behind the prompt.
         """
         state, drafting = self._state, self._drafting
+        prompt_tokens = len(known)
         if drafting is not None:
             drafting.begin(known, config)
-        before_last, self._safe = self._safe, None
+        self._safe = None
         tokens = mx.array(known, mx.uint32) if sampling.processors else None
-        pending = sampling(state.feed(last)[:, -1, :], tokens)
+        logits = state.feed(last)
+        if prompt_tokens in marks:
+            state.keep_mark(config.max_marks, config.max_mark_bytes)
+        with mx.stream(generation_stream):
+            pending = sampling(logits[:, -1, :], tokens)
         mx.async_eval(*pending.arrays())  # type: ignore[no-untyped-call]
         count, cleared = 0, 0
         while count < config.max_tokens:
@@ -181,7 +232,8 @@ class MlxContext:
             wanted = False
             if drafting is not None:
                 room = min(drafting.most, config.max_tokens - count - 1)
-                room = state.room(1 + room) - 1
+                # One less than there is: what is quantized can't be taken back.
+                room = state.room(2 + room) - 2
                 wanted = drafting.wants(room)
                 if wanted:
                     drafting.tell(pending.id())
@@ -192,15 +244,17 @@ class MlxContext:
                 tokens = mx.concatenate([tokens, pending.token])
             check = Pass(state, sampling, pending, proposals, tokens)
             step = Step(pending.id(), pending.logprobs())
-            if count == 0 and progress is not None:
-                self._safe = before_last
-                progress(len(known), len(known))
+            self._mark = check.mark
+            if count == 0 and read is not None:
+                self._ahead = 1 + len(proposals)
+                self._safe = state.offset - self._ahead
+                read()
             if drafting is not None:
                 known.append(step.token)
                 if not wanted:
                     drafting.tell(step.token)
                 drafting.leave()
-            self._ahead, self._mark = len(proposals), check.mark
+            self._ahead = len(proposals)
             self._safe = state.offset - self._ahead
             yield step
             told, self._safe = self._safe, None
@@ -231,8 +285,8 @@ class MlxContext:
     def _come_back(self, offset: int, known: list[int]) -> None:
         """Drop what lies beyond `offset`; what has to go with it is fed again.
 
-        Only what lies behind the mark: where the caches can't come back to that, or there is none,
-        they are left at what `KVState.rewind` can keep.
+        Only what lies behind the mark in front of the proposals: where the caches can't come back
+        to that, or there is none, they are left at what `KVState.rewind` can keep.
         """
         state, mark = self._state, self._mark
         self._ahead, self._safe = 0, None
@@ -240,10 +294,7 @@ class MlxContext:
         if mark is not None and mark.offset <= reached < offset:
             lost = known[reached - state.prefix : offset - state.prefix]
             state.feed(mx.array(lost, mx.uint32))
-
-    def _clear(self) -> None:
-        self._ahead = 0
-        self._state.clear()
+        self._safe = state.offset
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         """MLX reads embeddings unchecked: an id too large would read memory that is not theirs."""

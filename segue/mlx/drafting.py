@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import mlx.core as mx
+from mlx_lm.generate import generation_stream
 
 from ..config import GenerationConfig
 from ..engine import Acceptance
@@ -12,6 +13,9 @@ from ..pace import Pace
 from .drafts import Draft
 from .kv_state import KVState
 from .sampling import Sample, Sampling
+
+# What drafting and checking one token is taken to cost, in plain tokens, where no clock may decide.
+ASSUMED_COST = 0.25
 
 
 class Drafting:
@@ -29,8 +33,11 @@ class Drafting:
     def __init__(self, draft: Draft, num_draft_tokens: int) -> None:
         self._draft = draft
         self.most = num_draft_tokens
-        self._pace = Pace()
-        self._steady = False
+        # By the clock, over all replies; and by what passes are assumed to cost, for replies that
+        # must not depend on the clock.
+        self._clocked = Pace()
+        self._pace = self._clocked
+        self._assumed_time = 0.0
         self._timed = False
         self.acceptance = Acceptance(0, 0)
 
@@ -42,16 +49,17 @@ class Drafting:
         """
         self._draft.begin(ids, config)
         # With a seed, the same prompt must get the same reply: where the draft's draws have a
-        # part in it, the clock must have none.
-        self._steady = self._draft.by_chance and config.seed is not None
-        if self._steady or not self._pace.paused:
+        # part in it, neither the clock nor earlier replies must have one.
+        steady = self._draft.by_chance and config.seed is not None
+        self._pace = Pace(lambda: self._assumed_time) if steady else self._clocked
+        if config.max_tokens > 1 and not self._pace.paused:
             self._draft.catch_up()
         self._pace.start()
         self._timed = False
 
     def wants(self, room: int) -> bool:
         """Whether to ask for a proposal, which needs the pending token's id."""
-        return room > 0 and (self._steady or self._pace.drafting) and self._draft.expects()
+        return room > 0 and self._pace.drafting and self._draft.expects()
 
     def propose(self, room: int) -> list[Sample]:
         """Up to `room` tokens that may come behind the last one told.
@@ -65,16 +73,22 @@ class Drafting:
         """This is the pending token; its id became known just now, or by `checked`."""
         self._draft.extend([token])
         if not self._timed:
+            self._assumed_time += 1.0
             self._pace.lap(1, drafted=False)
         self._timed = False
 
     def checked(self, proposed: int, accepted: Sequence[int]) -> None:
         """A pass is done; of so many proposals, it accepted these."""
         self._draft.extend(accepted)
+        self._assumed_time += 1.0 + ASSUMED_COST * proposed
         self._pace.lap(1 + len(accepted), drafted=True)
         self._timed = True
         made, taken = self.acceptance
         self.acceptance = Acceptance(made + proposed, taken + len(accepted))
+
+    def rest(self) -> None:
+        """The reply is over."""
+        self._draft.rest()
 
     def leave(self) -> None:
         """The reply is suspended."""
@@ -146,5 +160,7 @@ class Pass:
     def _sample(self) -> None:
         place = len(self._samples)
         draft = self.proposals[place] if place < len(self.proposals) else None
-        self._samples.append(self._sampling(self._logits[:, place, :], self.tokens, draft))
+        with mx.stream(generation_stream):
+            sample = self._sampling(self._logits[:, place, :], self.tokens, draft)
+        self._samples.append(sample)
         self._keys.append(self._sampling.key)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
 import mlx.core as mx
+from mlx_lm.generate import generation_stream
 
 from ..config import GenerationConfig
 from ..errors import GenerationError, SegueError
@@ -27,7 +28,7 @@ class Draft(Protocol):
         ...
 
     def begin(self, ids: Sequence[int], config: GenerationConfig) -> None:
-        """A reply begins behind these ids. Nothing is computed."""
+        """A reply begins behind these ids. No model works yet."""
         ...
 
     def catch_up(self) -> None:
@@ -39,7 +40,7 @@ class Draft(Protocol):
         ...
 
     def extend(self, ids: Sequence[int]) -> None:
-        """These ids came next. Nothing is computed."""
+        """These ids came next. No model works."""
         ...
 
     def expects(self) -> bool:
@@ -52,6 +53,10 @@ class Draft(Protocol):
         Raises:
             GenerationError: The draft's model failed; it holds nothing any more.
         """
+        ...
+
+    def rest(self) -> None:
+        """The reply is over; the next one may come from another thread."""
         ...
 
 
@@ -81,6 +86,9 @@ class LookupDraft:
     def propose(self, count: int) -> list[Sample]:
         """See `Draft.propose`."""
         return [Sample(mx.array([token], mx.uint32)) for token in self._lookup.propose(count)]
+
+    def rest(self) -> None:
+        """See `Draft.rest`."""
 
 
 class ModelDraft:
@@ -146,6 +154,10 @@ class ModelDraft:
         """See `Draft.propose`."""
         return self._attempt(lambda: self._propose(count)) if self.expects() else []
 
+    def rest(self) -> None:
+        """See `Draft.rest`."""
+        self._attempt(lambda: self._state.schedule(self._mark))
+
     def _catch_up(self) -> None:
         # The last id is read with what comes next.
         length = len(self._known) - 1
@@ -170,7 +182,8 @@ class ModelDraft:
                 tokens = mx.concatenate(
                     [mx.array(seen, mx.uint32), *(sample.token for sample in drafted)]
                 )
-            sample = sampling(self._fit(logits[:, -1, :]), tokens)
+            with mx.stream(generation_stream):
+                sample = sampling(self._fit(logits[:, -1, :]), tokens)
             mx.async_eval(sample.token)  # type: ignore[no-untyped-call]
             drafted.append(sample)
             if len(drafted) == count:

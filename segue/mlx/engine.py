@@ -20,6 +20,7 @@ from ..config import GenerationConfig, SpeculativeDecodingConfig
 from ..engine import StoredCache, Tokenizer
 from ..errors import ConfigurationError
 from . import blas
+from .bounded_cache import BoundedKVCache
 from .cache_file import probe_layers, read_cache_file, tokens_held
 from .context import MlxContext
 from .drafting import Drafting
@@ -90,13 +91,19 @@ class MlxEngine:
         """See `segue.engine.Engine.load_cache`; the layout is mlx-lm's own."""
         own = make_prompt_cache(self.model)
         kinds = [type(layer) for layer in own]
-        file = read_cache_file(path, probe_layers(self.model, lambda: own))
-        stored = StoredCache(file.layers, tokens_held(file.layers), file.metadata)
-        for layer, kind in zip(file.layers, kinds, strict=True):
+        file = read_cache_file(path, probe_layers(self.model, own))
+        layers = [
+            BoundedKVCache.of(layer)
+            if kind is KVCache and isinstance(layer, RotatingKVCache)
+            else layer
+            for layer, kind in zip(file.layers, kinds, strict=True)
+        ]
+        stored = StoredCache(layers, tokens_held(layers), file.metadata)
+        for layer in layers:
             # Layers of another kind than the model's own were asked for when the file was made.
             if isinstance(layer, QuantizedKVCache):
                 return replace(stored, kv_bits=layer.bits, kv_group_size=layer.group_size)
-            if kind is KVCache and isinstance(layer, RotatingKVCache):
+            if isinstance(layer, BoundedKVCache):
                 return replace(stored, max_kv_size=layer.max_size)
         return stored
 
@@ -165,7 +172,7 @@ class MlxEngine:
                 )
             # mlx-lm's own make_prompt_cache overlooks the size where the model makes its caches.
             cache = [
-                RotatingKVCache(config.max_kv_size, keep=KEPT_TOKENS)
+                BoundedKVCache(config.max_kv_size, keep=KEPT_TOKENS)
                 if type(layer) is KVCache
                 else layer
                 for layer in cache

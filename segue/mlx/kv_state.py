@@ -9,13 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx_lm.generate import generation_stream, maybe_quantize_kv_cache
-from mlx_lm.models.cache import (
-    CacheList,
-    ConcatenateKVCache,
-    KVCache,
-    QuantizedKVCache,
-    RotatingKVCache,
-)
+from mlx_lm.models.cache import CacheList, ConcatenateKVCache, KVCache, QuantizedKVCache
 
 from ..config import GenerationConfig
 
@@ -39,6 +33,11 @@ class Mark:
     offset: int
     layers: Mapping[int, Any]
 
+    @property
+    def nbytes(self) -> int:
+        """The size of the copies."""
+        return sum(layer.nbytes for layer in self.layers.values() if not layer.empty())
+
 
 class KVState:
     """The caches of one conversation with one model.
@@ -54,6 +53,7 @@ class KVState:
     Attributes:
         model: The model.
         layers: The caches.
+        marks: Places to come back to, the first one first.
         offset: How many tokens they hold.
         prefix: How many of those are a prefix, which always stays.
     """
@@ -70,9 +70,11 @@ class KVState:
         self._group_size = config.kv_group_size
         self._quantized_start = config.quantized_kv_start
         self.layers = make_layers()
+        self.marks: list[Mark] = []
         self.offset = 0
         self.prefix = 0
         self._pristine: list[Any] | None = None
+        self._quantize()
 
     def start_from(self, layers: list[Any], offset: int, *, opaque: bool) -> None:
         """Hold copies of these caches, `offset` tokens long.
@@ -83,12 +85,15 @@ class KVState:
         if opaque:
             self._pristine, self.prefix = layers, offset
         self.layers, self.offset = copy.deepcopy(layers), offset
+        self._quantize()
 
     def clear(self) -> None:
         """Drop everything but the prefix."""
         pristine = self._pristine
         self.layers = self._make_layers() if pristine is None else copy.deepcopy(pristine)
         self.offset = self.prefix
+        self.marks.clear()
+        self._quantize()
 
     def feed(self, tokens: mx.array) -> mx.array:
         """One forward pass over ``(n,)`` tokens; the logits, shape ``(1, n, vocabulary)``.
@@ -98,13 +103,8 @@ class KVState:
         """
         with mx.stream(generation_stream):
             logits = self.model(tokens[None], cache=self.layers)
-            maybe_quantize_kv_cache(
-                self.layers,
-                quantized_kv_start=self._quantized_start,
-                kv_group_size=self._group_size,
-                kv_bits=self._bits,
-            )
-        self.offset += len(tokens)
+            self.offset += len(tokens)
+            self._quantize()
         return logits
 
     def evaluate(self) -> None:
@@ -112,18 +112,20 @@ class KVState:
         mx.eval([layer.state for layer in self.layers])
         mx.clear_cache()
 
+    def schedule(self, mark: Mark | None = None) -> None:
+        """Have all that was fed computed, marks included, without waiting for it."""
+        marks = self.marks if mark is None else [*self.marks, mark]
+        layers = [*self.layers, *(layer for mark in marks for layer in mark.layers.values())]
+        mx.async_eval([layer.state for layer in layers])  # type: ignore[no-untyped-call]
+
     def room(self, most: int) -> int:
         """How many tokens, `most` at most, one pass can take and be as good as one pass for each.
 
-        Where a cache is about to be quantized, or to drop its oldest tokens while it keeps its
-        first, mlx-lm treats several tokens in one pass otherwise than one by one.
+        A cache that is to be quantized from some token on must be so in time for that one.
         """
         if self._bits is not None and self.offset < self._quantized_start:
-            most = min(most, self._quantized_start - self.offset - 1)
-        for layer in self.layers:
-            if isinstance(layer, RotatingKVCache) and layer.keep:
-                most = min(most, layer.max_size - self.offset)
-        return max(most, 1)
+            return min(most, self._quantized_start - self.offset)
+        return most
 
     def mark(self) -> Mark:
         """A place to come back to: here."""
@@ -134,12 +136,41 @@ class KVState:
         }
         return Mark(self.offset, copies)
 
+    @property
+    def trimmable(self) -> bool:
+        """Whether it can come back to any offset without a mark, always."""
+        return all(map(_always_trimmable, self.layers))
+
+    def keep_mark(self, most: int, most_bytes: int) -> None:
+        """Promise to be able to come back to here, within bounds on all marks.
+
+        The first mark and the newest stay longest; of those between them, the oldest goes first.
+
+        Args:
+            most: How many marks are kept.
+            most_bytes: How large they may be together.
+        """
+        if self.trimmable or any(mark.offset == self.offset for mark in self.marks):
+            return
+        self.marks.append(self.mark())
+        while self.marks and (len(self.marks) > most or self.mark_bytes > most_bytes):
+            del self.marks[1 if len(self.marks) > 2 else 0]
+
+    @property
+    def mark_bytes(self) -> int:
+        """The size of all marks, in bytes."""
+        return sum(mark.nbytes for mark in self.marks)
+
     def rewind(self, offset: int, mark: Mark | None = None) -> int:
         """Go back to at most `offset` tokens, and never beyond the prefix.
 
-        Layers that can be trimmed are. If others can't, they are restored from the mark, which
-        must lie at or before `offset`, and the rest is trimmed to there; without one, everything
-        but the prefix is dropped.
+        Layers that can be trimmed are. If others can't, they are restored from the newest mark at
+        or before `offset`, and the rest is trimmed to there; without one, everything but the prefix
+        is dropped.
+
+        Args:
+            offset: How many tokens to keep, at most.
+            mark: One more mark, besides those that are kept.
 
         Returns:
             The offset really reached.
@@ -147,15 +178,16 @@ class KVState:
         offset = max(offset, self.prefix)
         if offset >= self.offset:
             return self.offset
-        if offset == 0:
+        restored: Mapping[int, Any] = {}
+        if offset and not all(map(_can_trim, self.layers)):
+            marks = [*self.marks, *([] if mark is None else [mark])]
+            reachable = [mark for mark in marks if mark.offset <= offset]
+            newest = max(reachable, key=lambda mark: mark.offset, default=None)
+            offset, restored = (newest.offset, newest.layers) if newest else (0, {})
+        # What was quantized does not become whole again.
+        if offset == 0 or (self._quantized_start > offset and self._is_quantized):
             self.clear()
             return self.offset
-        restored: Mapping[int, Any] = {}
-        if not all(map(_can_trim, self.layers)):
-            if mark is None or mark.offset > offset:
-                self.clear()
-                return self.offset
-            offset, restored = mark.offset, mark.layers
         surplus = self.offset - offset
         in_step = False
         try:
@@ -167,10 +199,20 @@ class KVState:
             else:
                 in_step = True
                 self.offset = offset
+                self.marks = [mark for mark in self.marks if mark.offset <= offset]
         finally:
             if not in_step:
                 self.clear()
         return self.offset
+
+    def _quantize(self) -> None:
+        """Quantize the caches once they hold enough tokens, the first ones at once."""
+        if self._bits is not None and self.offset >= self._quantized_start:
+            maybe_quantize_kv_cache(self.layers, 0, self._group_size, self._bits)
+
+    @property
+    def _is_quantized(self) -> bool:
+        return any(isinstance(layer, QuantizedKVCache) for layer in self.layers)
 
 
 def _can_trim(layer: Any) -> bool:

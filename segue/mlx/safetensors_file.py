@@ -7,6 +7,7 @@ all of it, but trusts the file: it takes overlapping tensors, trailing bytes and
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -15,10 +16,11 @@ from typing import Any, BinaryIO, NamedTuple
 from ..errors import PromptCacheFormatError
 
 LENGTH_BYTES = 8
-# A header of more is no prompt cache: a million token ids take some 7 MB.
-LONGEST_HEADER = 16 * 2**20
+# A header of more is no prompt cache: a million token ids take some 7 MB, their text as much.
+LONGEST_HEADER = 64 * 2**20
 # JSON objects take some twenty times the memory of their text.
 MOST_BRACKETS = 200_000
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 LARGEST_RANK = 8
 LARGEST_DIMENSION = 2**31 - 1
 
@@ -105,8 +107,12 @@ def shown(name: str) -> str:
     return repr(name if len(name) <= 60 else name[:60] + "…")
 
 
+def _brackets(text: bytes) -> int:
+    return text.count(b"[") + text.count(b"{")
+
+
 def _parse(text: bytes, path: Path) -> dict[str, Any]:
-    if text.count(b"[") + text.count(b"{") > MOST_BRACKETS:
+    if _brackets(text) > MOST_BRACKETS and _brackets(_STRING.sub(b"", text)) > MOST_BRACKETS:
         raise damaged(path, "its header has more entries than any model has layers")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
+from ..atomic import replacing
 from ..config import GenerationConfig, SpeculativeDecodingConfig
-from ..engine import Acceptance, PrefillProgress, Step, StoredCache, Tokenizer
+from ..engine import Acceptance, Marks, PrefillProgress, Step, StoredCache, Tokenizer
 from ..errors import GenerationError, PromptCacheError, PromptCacheFormatError
 from ..interrupt import deliver_interrupt
 from .tokenizer import ToyTokenizer
@@ -91,6 +92,7 @@ class FakeContext:
         cache: The layers.
         prefix: How many leading ids always stay.
         acceptance: All zero: a draft changes nothing that is said, and is not imitated.
+        wants_marks: Whether it can come back to marks alone.
     """
 
     def __init__(
@@ -102,7 +104,8 @@ class FakeContext:
         opaque: bool = False,
     ) -> None:
         self._model = model
-        self._trimmable = trimmable
+        self.wants_marks = not trimmable
+        self._marks: list[int] = []
         self._prefix = list(start) if opaque else []
         self.prefix = len(self._prefix)
         self.acceptance = Acceptance()
@@ -126,15 +129,32 @@ class FakeContext:
 
     def rewind(self, offset: int) -> int:
         """See `segue.engine.Context.rewind`."""
+        offset = max(offset, self.prefix)
         if offset < self.offset:
+            if self.wants_marks:
+                reachable = (mark for mark in self._marks if mark <= offset)
+                offset = max(reachable, default=self.prefix)
             for layer in self.cache:
-                del layer[max(offset, self.prefix) if self._trimmable else self.prefix :]
+                del layer[offset:]
+            self._marks = [mark for mark in self._marks if mark <= offset]
         return self.offset
+
+    @property
+    def marks(self) -> Marks:
+        """See `segue.engine.Context.marks`; each counts a byte."""
+        return Marks(tuple(self._marks), len(self._marks))
+
+    def _keep_mark(self, config: GenerationConfig) -> None:
+        if self.wants_marks and self.offset not in self._marks:
+            self._marks.append(self.offset)
+            while len(self._marks) > config.max_marks:
+                del self._marks[1 if len(self._marks) > 2 else 0]
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """See `segue.engine.Context.save`; a fake cache is a line of JSON."""
         try:
-            path.write_text(json.dumps({"ids": self.cache[0], "metadata": dict(metadata)}))
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps({"ids": self.cache[0], "metadata": dict(metadata)}))
         except OSError as error:
             raise PromptCacheError(
                 f"{path} can't be written: {error.strerror}.", remedy="Check its folder."
@@ -145,6 +165,8 @@ class FakeContext:
         ids: Sequence[int],
         config: GenerationConfig,
         progress: PrefillProgress | None = None,
+        *,
+        marks: Sequence[int] = (),
     ) -> Generator[Step, None, None]:
         """See `segue.engine.Context.generate`."""
         ids = (*self._prefix, *ids)
@@ -153,15 +175,20 @@ class FakeContext:
         assert tuple(self.cache[0]) == ids[: self.offset], "the ledger is wrong"
         # Reading alone uses up nothing of a script.
         say = self._model.begin_reply() if config.max_tokens else None
-        for end in range(0, total + config.prefill_step_size, config.prefill_step_size):
-            fed = min(end, total)
-            if fed:
-                self._feed(ids[self.offset : len(ids) - total + fed])
+        stops = {mark + self.prefix for mark in marks}
+        fed = 0
+        while True:
+            if self.offset in stops:
+                self._keep_mark(config)
             if progress is not None:
                 progress(fed, total)
             deliver_interrupt()
             if fed == total:
                 break
+            end = self.offset + min(config.prefill_step_size, total - fed)
+            end = min([end, *(stop for stop in stops if stop > self.offset)])
+            fed += end - self.offset
+            self._feed(ids[self.offset : end])
         for _ in range(config.max_tokens):
             # Fed before it is yielded, as a pipelined decode loop does.
             assert say is not None
@@ -174,6 +201,7 @@ class FakeContext:
             self._model.forward(self.cache, ids)
         except BaseException:
             self.cache = [list(self._prefix) for _ in self.cache]
+            self._marks.clear()
             raise
 
 
