@@ -38,3 +38,21 @@ def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path
+
+
+@pytest.fixture
+def never_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts are asked always: the clock must not decide what a test covers."""
+    from segue.pace import Pace
+
+    monkeypatch.setattr(Pace, "drafting", True)
+    monkeypatch.setattr(Pace, "paused", False)
+
+
+@pytest.fixture(scope="session")
+def pair() -> tuple[MlxEngine, MlxEngine]:
+    """A model, and a draft that often, but not always, says what it says."""
+    from tiny import disturbed, toy_engine
+
+    engine = toy_engine()
+    return engine, disturbed(engine, noise=0.1)

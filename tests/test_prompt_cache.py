@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import importlib
-import itertools
 import json
 import sys
-from pathlib import Path
 
 import mlx.core as mx
 import pytest
+from caches import KINDS, SHORT, counted, foreign, next_logits
 from mlx_lm.models.cache import load_prompt_cache as mlx_lm_load
-from mlx_lm.models.cache import save_prompt_cache
 from test_loading import write_folder
 from tiny import (
-    CHATML,
     assert_close,
-    byte_level_tokenizer,
     check_next_logits,
     disturbed,
-    tiny_hybrid,
-    tiny_llama,
-    tiny_mamba,
     toy_engine,
 )
 
@@ -31,38 +23,12 @@ from segue import (
     ChatSession,
     ConfigurationError,
     GenerationConfig,
-    GenerationError,
-    Message,
-    MlxEngine,
     PromptCacheError,
     PromptCacheFormatError,
     PromptCacheMismatchError,
-    SessionBusyError,
     SpeculativeDecodingConfig,
 )
-from segue.mlx.bounded_cache import BoundedKVCache
 from segue.testing import FakeEngine
-
-SHORT = GenerationConfig(max_tokens=8)
-KINDS = {
-    "full": (tiny_llama, {}, {}),
-    "sliding": (tiny_llama, {"window": 16}, {}),
-    "recurrent": (tiny_mamba, {}, {}),
-    "hybrid": (tiny_hybrid, {}, {}),
-    "bounded": (tiny_llama, {}, {"max_kv_size": 24}),
-    "quantized": (
-        tiny_llama,
-        {},
-        {"kv_bits": 8, "kv_group_size": 32, "quantized_kv_start": 0},
-    ),
-}
-
-
-def counted(session: ChatSession, text: str) -> tuple[str, int]:
-    """A turn's reply, and how many tokens it fed before that."""
-    reply = session.stream(text)
-    said = "".join(response.text for response in reply)
-    return said, reply.prompt_tokens - reply.cached_tokens
 
 
 @pytest.fixture(params=KINDS)
@@ -114,109 +80,6 @@ def test_mlx_lms_command_generates_on_top_of_what_a_session_read(tmp_path, monke
     importlib.import_module("mlx_lm.generate").main()
     assert session.respond("the fox") in capsys.readouterr().out
     assert session.history[-1].content
-
-
-def foreign(engine: MlxEngine, path: Path, ids: list[int], config=SHORT) -> list:
-    """A file as mlx-lm writes it, of tokens that it does not name."""
-    context = engine.context(config)
-    list(context.generate(ids, GenerationConfig(max_tokens=0)))
-    layers = [
-        layer.as_rotating() if isinstance(layer, BoundedKVCache) else layer
-        for layer in context._state.layers
-    ]
-    save_prompt_cache(str(path), layers, {"model": "tiny"})
-    return ids
-
-
-def next_logits(session: ChatSession, probe: int = 65) -> mx.array:
-    layers = copy.deepcopy(session._cache.context._state.layers)
-    return session._engine.model(mx.array([[probe]]), cache=layers)[0, -1]
-
-
-def fresh(engine, config, ids):
-    context = engine.context(config)
-    list(context.generate(ids, GenerationConfig(max_tokens=0)))
-    return engine.model(mx.array([[65]]), cache=context._state.layers)[0, -1]
-
-
-# Caches whose content does not depend on the passes it was read in (a quantized one's first pass is
-# not quantized yet; a bounded one drops tokens).
-@pytest.mark.parametrize("name", ["full", "sliding", "recurrent", "hybrid"])
-def test_an_opaque_prefix_stays_in_front_whatever_happens(name, tmp_path):
-    make, kwargs, settings = KINDS[name]
-    engine, config = toy_engine(make, **kwargs), GenerationConfig(max_tokens=8, **settings)
-    prefix = foreign(engine, tmp_path / "c.safetensors", [1, 2, 3, *range(60, 90)], config)
-    cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
-    assert cache.ids is None
-    session = ChatSession(engine, generation=config, cache=cache)
-    count = 0 if name == "recurrent" else len(prefix)
-    assert session.cached_tokens == count
-
-    def check():
-        context = session._cache.context
-        ids = session._cache.ledger.ids
-        assert context.offset == count + len(ids)
-        assert context.prefix == count
-        assert_close(next_logits(session), fresh(engine, config, [*prefix, *ids]))
-
-    # A first prompt is fed whole, though it be shorter than the prefix, or longer.
-    said, fed = counted(session, "hi")
-    assert fed == len(session._cache.ledger.ids) - 8
-    check()
-    reply = session.stream("more")
-    assert reply.prompt_tokens - reply.cached_tokens < reply.prompt_tokens - count
-    list(itertools.islice(reply, 3))
-    reply.close()
-    check()
-    session.instructions = "the world"
-    _, fed = counted(session, "again")
-    assert fed >= len(engine.tokenizer.encode("<|start|>system\nthe world"))
-    check()
-    session.clear()
-    assert session.respond("hi") != ""
-    check()
-    session.instructions = None
-    session.clear()
-    assert session.respond("hi") == said
-    check()
-
-
-def test_an_opaque_prefix_survives_a_failure(tmp_path):
-    engine = toy_engine()
-    prefix = foreign(engine, tmp_path / "c.safetensors", [5, 6, 7, 8])
-    session = ChatSession(
-        engine, generation=SHORT, cache=segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
-    )
-    session.respond("hello")
-    model = engine.model
-
-    def failing(inputs, cache):
-        model(inputs, cache=[*cache[:2], None, None])
-        raise RuntimeError("out of memory")
-
-    failing.layers = model.layers
-    session._cache.context._state.model = failing
-    with pytest.raises(GenerationError):
-        session.respond("the")
-    session._cache.context._state.model = model
-    assert session.cached_tokens == len(prefix)
-    assert_close(next_logits(session), fresh(engine, SHORT, prefix))
-    session.respond("on")
-    ids = session._cache.ledger.ids
-    assert_close(next_logits(session), fresh(engine, SHORT, [*prefix, *ids]))
-
-
-def test_an_opaque_prefix_allows_no_other_kind_of_cache(tmp_path):
-    engine = toy_engine()
-    foreign(engine, tmp_path / "c.safetensors", [5, 6, 7, 8])
-    cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
-    bounded = GenerationConfig(max_kv_size=16)
-    with pytest.raises(ConfigurationError, match="max_kv_size=None"):
-        ChatSession(engine, cache=cache, generation=bounded)
-    session = ChatSession(engine, cache=cache)
-    with pytest.raises(ConfigurationError, match="max_kv_size=None"):
-        session.generation = bounded
-    assert session.generation == GenerationConfig()
 
 
 @pytest.mark.parametrize("name", ["bounded", "quantized"])
@@ -402,107 +265,6 @@ def test_what_json_can_not_express_is_refused_before_anything_is_written(tmp_pat
     with pytest.raises(PromptCacheError, match="JSON"):
         session.save_cache(tmp_path / "c.safetensors")
     assert list(tmp_path.iterdir()) == []
-
-
-# What comes before the first turn.
-
-
-def test_prewarm_reads_what_the_first_prompt_begins_with():
-    engine = toy_engine()
-    session = ChatSession(engine, instructions="the hello world", generation=SHORT)
-    fed = session.prewarm()
-    assert fed == session.cached_tokens > 10
-    check_next_logits(session)
-    reply = session.stream("hi")
-    assert reply.cached_tokens == fed
-    list(reply)
-    cold = ChatSession(engine, instructions="the hello world", generation=SHORT)
-    assert cold.respond("hi") == reply.text
-    # What the template writes between the reply and the next question.
-    assert session.prewarm() < 12
-    assert session.prewarm() == 0
-    check_next_logits(session)
-
-
-def test_prewarm_reads_a_given_history_too():
-    history = [Message.user("hello"), Message.assistant("world")]
-    session = ChatSession(toy_engine(), history=history, generation=SHORT)
-    session.prewarm()
-    assert session.history == tuple(history)
-    assert counted(session, "hi")[1] < 5 + len("assistant\nhi")
-
-
-def test_a_prewarm_that_fails_half_way_leaves_what_is_true():
-    def press(fed, total):
-        if fed >= 8:
-            raise KeyboardInterrupt
-
-    session = ChatSession(
-        toy_engine(),
-        instructions="the hello world",
-        generation=GenerationConfig(max_tokens=4, prefill_step_size=4),
-    )
-    with pytest.raises(KeyboardInterrupt):
-        session.prewarm(prompt_progress_callback=press)
-    assert session.cached_tokens == 8
-    check_next_logits(session)
-    session.respond("hi")
-    check_next_logits(session)
-
-
-def test_a_session_can_not_be_used_while_it_reads():
-    session = ChatSession(FakeEngine(["one"]), instructions="the")
-
-    def meddle(fed, total):
-        with pytest.raises(SessionBusyError):
-            session.respond("hi")
-        with pytest.raises(SessionBusyError):
-            session.clear()
-
-    session.prewarm(prompt_progress_callback=meddle)
-    assert session.respond("hi") == "one"
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] + '\\n' }}{% endfor %}assistant:",
-        CHATML,
-    ],
-)
-def test_a_prewarmed_prompt_has_the_ids_of_a_cold_one(template):
-    tokenizer = byte_level_tokenizer(template)
-    questions = ["the fox", " quick", "hello", "\n\nthe", "7", "é", "", "  the"]
-    for question in questions:
-        ids = []
-        for warm in (False, True):
-            engine = MlxEngine(tiny_llama(len(tokenizer)), tokenizer)
-            session = ChatSession(engine, instructions="to the world", generation=SHORT)
-            if warm:
-                assert session.prewarm() > 5
-            reply = session.stream(question)
-            ids.append(session._cache.ledger.ids)
-            assert not warm or reply.cached_tokens > 5
-        assert ids[0] == ids[1]
-
-
-@pytest.mark.parametrize("name", ["full", "recurrent"])
-def test_what_goes_on_from_an_opaque_prefix_is_saved_as_one(name, tmp_path):
-    make, kwargs, _ = KINDS[name]
-    engine = toy_engine(make, **kwargs)
-    foreign(engine, tmp_path / "f.safetensors", [1, 2, 3, 4, 5])
-    opaque = segue.load_prompt_cache(tmp_path / "f.safetensors", engine)
-    session = ChatSession(engine, instructions="the", generation=SHORT, cache=opaque)
-    assert session.has_cache
-    session.save_cache(tmp_path / "at once.safetensors")
-    session.respond("hello")
-    session.save_cache(tmp_path / "c.safetensors")
-    cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
-    assert cache.ids is None
-    assert cache.history == ()
-    assert cache.instructions is None
-    second = ChatSession(engine, generation=SHORT, cache=cache)
-    assert_close(next_logits(second), next_logits(session))
 
 
 def test_a_file_holds_nothing_that_was_taken_back(tmp_path):

@@ -22,7 +22,6 @@ from segue import (
     MlxEngine,
     SpeculativeDecodingConfig,
 )
-from segue.pace import Pace
 from segue.testing import ToyTokenizer
 from segue.testing.mlx import CachingModel
 
@@ -190,9 +189,6 @@ SpeculativeMachine.TestCase.settings = settings(
 )
 
 
-@pytest.mark.timeout(600)
-class TestSpeculation(SpeculativeMachine.TestCase):
-    @pytest.fixture(autouse=True)
-    def _never_paused(self, monkeypatch):
-        monkeypatch.setattr(Pace, "drafting", True)
-        monkeypatch.setattr(Pace, "paused", False)
+TestSpeculation = pytest.mark.timeout(600)(
+    pytest.mark.usefixtures("never_paused")(SpeculativeMachine.TestCase)
+)

@@ -16,7 +16,6 @@ from mlx_lm.models.cache import KVCache
 
 from segue import GenerationConfig, MlxEngine, SpeculativeDecodingConfig
 from segue.mlx import sampling
-from segue.pace import Pace
 from segue.testing import ToyTokenizer
 
 STATES = 6
@@ -66,10 +65,7 @@ DRAFTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _never_paused(monkeypatch):
-    monkeypatch.setattr(Pace, "drafting", True)
-    monkeypatch.setattr(Pace, "paused", False)
+pytestmark = pytest.mark.usefixtures("never_paused")
 
 
 def transitions(draft, *, seed: int = 5, **settings) -> tuple[np.ndarray, float]:
