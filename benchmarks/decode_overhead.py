@@ -34,7 +34,7 @@ from report import circumstances, spread
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from segue.engine import Acceptance, Step
+from segue.engine import Acceptance, Marks, Step
 
 PROMPT = "Explain, step by step and with examples, how a river shapes the land that it flows over."
 
@@ -86,6 +86,8 @@ class InstantContext:
     prefix = 0
     peak_memory = 0
     acceptance = Acceptance()
+    marks = Marks()
+    wants_marks = False
 
     def __init__(self, tokens: list[int]) -> None:
         self._tokens = tokens
@@ -93,13 +95,15 @@ class InstantContext:
     def rewind(self, offset: int) -> int:
         return 0
 
-    def generate(self, ids: Any, config: Any, progress: Any = None) -> Iterator[Step]:
+    def generate(self, ids: Any, config: Any, progress: Any, **kwargs: Any) -> Iterator[Step]:
         for token in self._tokens:
             yield Step(token)
 
 
 class InstantEngine:
     """An engine that takes no time, with a real tokenizer."""
+
+    context_length = None
 
     def __init__(self, tokenizer: Any, tokens: list[int]) -> None:
         self.tokenizer = tokenizer

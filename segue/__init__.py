@@ -8,6 +8,7 @@ from .config import GenerationConfig, SpeculativeDecodingConfig
 from .errors import (
     BackendMissingError,
     ConfigurationError,
+    ContextLengthError,
     GenerationError,
     MessageError,
     MissingTemplateError,
@@ -26,8 +27,9 @@ from .errors import (
 from .messages import Message, Role
 from .prompt_cache import PromptCache, load_prompt_cache
 from .reply import Reply
-from .response import FinishReason, GenerationResponse
+from .response import FinishReason, GenerationResponse, TextKind
 from .session import ChatSession
+from .usage import TurnUsage, Usage
 
 if TYPE_CHECKING:
     from .mlx.engine import MlxEngine
@@ -39,6 +41,7 @@ __all__ = [
     "BackendMissingError",
     "ChatSession",
     "ConfigurationError",
+    "ContextLengthError",
     "FinishReason",
     "GenerationConfig",
     "GenerationError",
@@ -61,7 +64,10 @@ __all__ = [
     "SessionBusyError",
     "SpeculativeDecodingConfig",
     "TemplateError",
+    "TextKind",
+    "TurnUsage",
     "UnsupportedModelError",
+    "Usage",
     "__version__",
     "load",
     "load_prompt_cache",

@@ -13,9 +13,23 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from .config import GenerationConfig, SpeculativeDecodingConfig
+from .errors import ConfigurationError
 
 PrefillProgress = Callable[[int, int], None]
 """``(tokens fed so far, tokens to feed)``, called before, between and after prefill's chunks."""
+
+
+def check_progress(callback: PrefillProgress | None) -> None:
+    """Refuse what can't be called.
+
+    Raises:
+        ConfigurationError: It can't.
+    """
+    if callback is not None and not callable(callback):
+        raise ConfigurationError(
+            f"{callback!r} can't be told about progress: it is not callable.",
+            remedy="Pass a function of (tokens fed, tokens to feed).",
+        )
 
 
 class Step(NamedTuple):
@@ -87,6 +101,11 @@ class Tokenizer(Protocol):
     @property
     def vocabulary(self) -> Mapping[str, int]:
         """Every token, as the tokenizer writes it, and its id."""
+        ...
+
+    @property
+    def reasoning_tags(self) -> tuple[str, str] | None:
+        """What the model writes before and behind its reasoning; ``None`` if it marks none."""
         ...
 
     def render(
@@ -213,6 +232,11 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's own tokenizer, with its chat template."""
+        ...
+
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens that the model can look back on; ``None`` if nobody tells."""
         ...
 
     @property

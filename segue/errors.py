@@ -32,6 +32,10 @@ class TemplateError(SegueError):
     """The model's chat template refused the conversation, or broke on it."""
 
 
+class ContextLengthError(SegueError, ValueError):
+    """A prompt is longer than the model's context; nothing was changed."""
+
+
 class SessionBusyError(SegueError, RuntimeError):
     """A session was used from inside, or beside, a turn that is running right now."""
 

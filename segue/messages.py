@@ -31,6 +31,7 @@ class Message:
         tool_calls: The calls an assistant makes, in the form its chat template reads (commonly
             ``{"type": "function", "function": {"name": ..., "arguments": {...}}}``). Copied.
         tool_call_id: Which call a tool result answers.
+        reasoning: What an assistant thought before it said that, for templates that show it.
 
     Raises:
         MessageError: The role is unknown, or a field has the wrong type.
@@ -41,6 +42,7 @@ class Message:
     name: str | None = None
     tool_calls: tuple[Mapping[str, Any], ...] = ()
     tool_call_id: str | None = None
+    reasoning: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -56,13 +58,13 @@ class Message:
                 remedy="Pass a string (an empty one for a message of tool calls alone).",
             )
         try:
-            self.content.encode()
+            (self.content + (self.reasoning if isinstance(self.reasoning, str) else "")).encode()
         except UnicodeEncodeError as error:
             raise MessageError(
                 f"A message's content has a character that is no text: {error.reason}.",
                 remedy="Decode the text with errors='replace' where it comes from.",
             ) from None
-        for field in ("name", "tool_call_id"):
+        for field in ("name", "tool_call_id", "reasoning"):
             value = getattr(self, field)
             if value is not None and not isinstance(value, str):
                 raise MessageError(
@@ -97,10 +99,16 @@ class Message:
         return cls(Role.USER, content, name=name)
 
     @classmethod
-    def assistant(cls, content: str, *, tool_calls: Iterable[Mapping[str, Any]] = ()) -> Message:
-        """A message from the model, with the tool calls it makes, if any."""
+    def assistant(
+        cls,
+        content: str,
+        *,
+        tool_calls: Iterable[Mapping[str, Any]] = (),
+        reasoning: str | None = None,
+    ) -> Message:
+        """A message from the model, with its reasoning and the tool calls it makes, if any."""
         # The constructor makes a tuple of them, once it knows that it can.
-        return cls(Role.ASSISTANT, content, tool_calls=cast(Any, tool_calls))
+        return cls(Role.ASSISTANT, content, tool_calls=cast(Any, tool_calls), reasoning=reasoning)
 
     @classmethod
     def tool(
@@ -109,15 +117,22 @@ class Message:
         """A tool's result."""
         return cls(Role.TOOL, content, name=name, tool_call_id=tool_call_id)
 
-    def to_template(self) -> dict[str, Any]:
-        """The mapping that a chat template reads: role, content, and the fields that are set."""
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are set, as plain values; ``Message(**entry)`` is this message again."""
         entry: dict[str, Any] = {"role": str(self.role), "content": self.content}
-        if self.name is not None:
-            entry["name"] = self.name
+        for field in ("name", "tool_call_id", "reasoning"):
+            if getattr(self, field) is not None:
+                entry[field] = getattr(self, field)
         if self.tool_calls:
             entry["tool_calls"] = [copy.deepcopy(dict(call)) for call in self.tool_calls]
-        if self.tool_call_id is not None:
-            entry["tool_call_id"] = self.tool_call_id
+        return entry
+
+    def to_template(self) -> dict[str, Any]:
+        """The mapping that a chat template reads: role, content, and the fields that are set."""
+        entry = self.to_dict()
+        if "reasoning" in entry:
+            # Templates read it by one of these names.
+            entry["reasoning_content"] = entry["thinking"] = entry.pop("reasoning")
         return entry
 
 

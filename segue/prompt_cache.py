@@ -171,7 +171,7 @@ def describe(
     metadata[TOKENS] = json.dumps({"ids": ledger.ids, "text": ledger.text, "seams": ledger.seams})
     conversation = {
         "instructions": instructions,
-        "history": [message.to_template() for message in history],
+        "history": [message.to_dict() for message in history],
         "template_kwargs": dict(template_kwargs),
     }
     try:

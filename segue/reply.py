@@ -11,8 +11,11 @@ from .config import GenerationConfig
 from .engine import Context, Detokenizer, Step
 from .errors import SessionBusyError
 from .interrupt import InterruptHold
-from .response import FinishReason, GenerationResponse
+from .messages import Message
+from .reasoning import ReasoningSplitter, TextPart
+from .response import FinishReason, GenerationResponse, TextKind
 from .stops import StopStrings
+from .usage import TurnUsage
 
 
 class Reply:
@@ -36,9 +39,11 @@ class Reply:
         context: Context,
         eos_token_ids: AbstractSet[int],
         detokenizer: Detokenizer,
+        splitter: ReasoningSplitter,
         config: GenerationConfig,
         prompt_tokens: int,
         cached_tokens: int,
+        dropped: tuple[Message, ...],
         record: Callable[[Reply], None],
     ) -> None:
         self._steps = steps
@@ -47,23 +52,33 @@ class Reply:
         self._max_tokens = config.max_tokens
         self._detokenizer = detokenizer
         self._stops = StopStrings(config.stop)
+        self._splitter = splitter
         self._prompt_tokens = prompt_tokens
         self._cached_tokens = cached_tokens
+        self._dropped = dropped
         self._record = record
         self._tokens: list[int] = []
-        self._pieces: list[str] = []
+        self._pieces: dict[TextKind, list[str]] = {kind: [] for kind in TextKind}
+        # Pieces that the newest token made beside the one that was told.
+        self._waiting: list[GenerationResponse] = []
         self._finish_reason: FinishReason | None = None
         self._hold = InterruptHold()
         self._running = False
         self._ended = False
         self._prefill_started = 0.0
         self._decode_started = 0.0
+        self._last_token = 0.0
         self._prompt_tps = 0.0
 
     @property
     def text(self) -> str:
-        """What has been said so far; once ended, exactly what the history records."""
-        return "".join(self._pieces)
+        """What has been said so far, without reasoning; once ended, what the history records."""
+        return "".join(self._pieces[TextKind.ANSWER])
+
+    @property
+    def reasoning(self) -> str:
+        """What the model has thought so far, where it marks that; recorded with the text."""
+        return "".join(self._pieces[TextKind.REASONING])
 
     @property
     def tokens(self) -> tuple[int, ...]:
@@ -84,6 +99,27 @@ class Reply:
     def cached_tokens(self) -> int:
         """How many of those the KV cache held already."""
         return self._cached_tokens
+
+    @property
+    def dropped(self) -> tuple[Message, ...]:
+        """The messages that left the history so that this turn fits into the model's context."""
+        return self._dropped
+
+    @property
+    def usage(self) -> TurnUsage:
+        """What this turn has cost so far."""
+        fed = self._prompt_tokens - self._cached_tokens
+        if not self._tokens:
+            # Broken off while the prompt was being read: only a part of it may have been.
+            fed = max(min(self._context.offset - self._cached_tokens, fed), 0)
+        return TurnUsage(
+            self._prompt_tokens,
+            self._cached_tokens,
+            fed,
+            len(self._tokens),
+            self._decode_started - self._prefill_started if self._tokens else 0.0,
+            self._last_token - self._decode_started,
+        )
 
     @property
     def ended(self) -> bool:
@@ -152,6 +188,8 @@ class Reply:
 
     def _advance(self) -> GenerationResponse:
         """Take one step; raises StopIteration where there is none to take."""
+        if self._waiting:
+            return self._told(self._waiting.pop(0))
         if self._ended:
             raise StopIteration
         if not self._tokens:
@@ -159,34 +197,55 @@ class Reply:
         step = next(self._steps, None)
         now = perf_counter()
         if step is None:
-            self._pieces.append(self._tail())
             self._finish_reason = FinishReason.LENGTH
+            self._keep(self._split(self._tail(), last=True))
             raise StopIteration
         self._tokens.append(step.token)
+        self._last_token = now
         count = len(self._tokens)
         if count == 1:
             fed = self._prompt_tokens - self._cached_tokens
             self._prompt_tps = fed / max(now - self._prefill_started, 1e-9)
             self._decode_started = now
         text = self._read(step.token, last=count == self._max_tokens)
-        self._pieces.append(text)
-        response = GenerationResponse(
-            text,
-            step.token,
-            step.logprobs,
-            step.from_draft,
-            self._prompt_tokens,
-            self._cached_tokens,
-            self._prompt_tps,
-            count,
-            # The first token belongs to prefill: until a second one, there is no rate to tell.
-            (count - 1) / max(now - self._decode_started, 1e-9) if count > 1 else 0.0,
-            self._context.peak_memory,
-            self._finish_reason,
-        )
-        if self._finish_reason is not None:
+        parts = self._split(text, last=self._finish_reason is not None)
+        self._keep(parts)
+        responses = [
+            GenerationResponse(
+                part.text,
+                step.token,
+                step.logprobs,
+                step.from_draft,
+                self._prompt_tokens,
+                self._cached_tokens,
+                self._prompt_tps,
+                count,
+                # The first token belongs to prefill: until a second one, there is no rate to tell.
+                (count - 1) / max(now - self._decode_started, 1e-9) if count > 1 else 0.0,
+                self._context.peak_memory,
+                self._finish_reason if place == len(parts) else None,
+                part.kind,
+            )
+            for place, part in enumerate(parts, 1)
+        ]
+        self._waiting = responses[1:]
+        return self._told(responses[0])
+
+    def _told(self, response: GenerationResponse) -> GenerationResponse:
+        if response.finish_reason is not None:
             self._end()
         return response
+
+    def _split(self, text: str, *, last: bool) -> list[TextPart]:
+        """The parts that some text makes certain; one without text if there are none."""
+        parts = self._splitter.add(text)
+        if last:
+            parts += self._splitter.finish()
+        return parts or [TextPart(self._splitter.kind, "")]
+
+    def _keep(self, parts: list[TextPart]) -> None:
+        for part in parts:
+            self._pieces[part.kind].append(part.text)
 
     def _read(self, token: int, *, last: bool) -> str:
         """The text that a token makes certain; sets the finish reason where it ends the reply."""
@@ -210,12 +269,13 @@ class Reply:
         if self._ended:
             return
         self._ended = True
+        self._waiting.clear()
         try:
             self._steps.close()
         finally:
             try:
                 if self._finish_reason is None:
-                    self._pieces.append(self._tail())
+                    self._keep(self._split(self._tail(), last=True))
                 self._record(self)
             finally:
                 self._hold.disarm()

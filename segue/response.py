@@ -16,13 +16,22 @@ class FinishReason(StrEnum):
     """It reached `GenerationConfig.max_tokens`."""
 
 
+class TextKind(StrEnum):
+    """What a piece of a reply is part of."""
+
+    ANSWER = "answer"
+    """What is said to the person, or to the tools."""
+    REASONING = "reasoning"
+    """What a reasoning model thinks before it answers, where it marks that."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationResponse:
     """One piece of a streamed reply: the newest token and the text it made readable.
 
     Args:
-        text: Newly readable text; may be empty (a character or a stop string is not decided
-            yet). All pieces of a reply, joined, are its text.
+        text: Newly readable text; may be empty (a character, a stop string or a mark of reasoning
+            is not decided yet). All pieces of one kind, joined, are the reply's text of that kind.
         token: The id of the newest token.
         logprobs: The natural-log probabilities of the likeliest tokens at this place, likeliest
             first, and of `token` itself; ``None`` unless `GenerationConfig.logprobs` asks.
@@ -35,6 +44,8 @@ class GenerationResponse:
         generation_tps: Tokens generated per second since the first one.
         peak_memory: The most memory the engine has held so far, in bytes.
         finish_reason: Why the reply ended, on its last piece; ``None`` on all others.
+        kind: Whether the text is of the answer or of the reasoning before it. A token that ends the
+            one and begins the other makes two pieces.
     """
 
     text: str
@@ -48,3 +59,4 @@ class GenerationResponse:
     generation_tps: float
     peak_memory: int
     finish_reason: FinishReason | None = None
+    kind: TextKind = TextKind.ANSWER

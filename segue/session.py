@@ -5,21 +5,25 @@ from __future__ import annotations
 import copy
 import os
 import weakref
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from .config import GenerationConfig, SpeculativeDecodingConfig
-from .engine import Engine, PrefillProgress
+from .engine import Engine, Marks, PrefillProgress, check_progress
 from .errors import ConfigurationError, PromptCacheError, SessionBusyError
 from .interrupt import InterruptHold
 from .ledger import common_prefix
 from .messages import Message, Role, as_messages, check_messages
-from .prompt import PromptBuilder
+from .overflow import ContextLimit, OnOverflow
+from .prompt import Prompt, PromptBuilder
 from .prompt_cache import PromptCache, checked_path, describe
+from .reasoning import ReasoningSplitter
 from .reply import Reply
 from .session_cache import SessionCache
+from .usage import TurnUsage, Usage
 
 
 class ChatSession:
@@ -42,6 +46,10 @@ class ChatSession:
             the session goes on with the conversation that it was saved from, as far as no
             `instructions`, `history` or `template_kwargs` are given; it is kept as far as prompts
             begin with its text. If they are not, it stays in front of all that is said.
+        on_overflow: What to do when a prompt would not fit into the model's context: ``"error"``
+            raises ContextLengthError; ``"drop-oldest"`` drops the oldest whole turns (never the
+            instructions, never half a tool exchange) so that a reply fits, too, and tells them as
+            `Reply.dropped`; a callable gets the history and returns the one to go on with.
 
     Raises:
         ConfigurationError: An argument has the wrong type, the draft does not go with the engine,
@@ -59,6 +67,7 @@ class ChatSession:
         template_kwargs: Mapping[str, Any] | None = None,
         speculative: SpeculativeDecodingConfig | None = None,
         cache: PromptCache | None = None,
+        on_overflow: OnOverflow = "error",
     ) -> None:
         if not callable(getattr(engine, "context", None)):
             raise ConfigurationError(
@@ -72,6 +81,7 @@ class ChatSession:
             )
         _check_generation(generation)
         self._engine = engine
+        self._limit = ContextLimit(engine.context_length, on_overflow)
         self._cache = SessionCache(engine, generation, speculative=speculative, start=cache)
         self._generation = self._cache.config
         self._history = list(check_messages(history))
@@ -84,6 +94,9 @@ class ChatSession:
         self._prompts = PromptBuilder(engine.tokenizer, self._template_kwargs)
         self._live: weakref.ref[Reply] | None = None
         self._reading = False
+        self._turns: list[TurnUsage] = []
+        # Tokens that were fed outside of turns.
+        self._read: Counter[str] = Counter()
 
     @property
     def instructions(self) -> str | None:
@@ -145,16 +158,32 @@ class ChatSession:
         proposed, accepted = self._cache.acceptance
         return accepted / proposed if proposed else None
 
+    @property
+    def usage(self) -> Usage:
+        """What the session has cost so far; a live reply counts once it has ended."""
+        marks = Marks() if self._cache.context is None else self._cache.context.marks
+        read = self._read
+        return Usage(
+            tuple(self._turns), read["prewarm"], read["settle"], len(marks.offsets), marks.nbytes
+        )
+
     def respond(
         self,
         prompt: str | Message | Sequence[Message],
         *,
         role: Role = Role.USER,
+        reasoning: bool = False,
         prompt_progress_callback: PrefillProgress | None = None,
     ) -> str:
         """Take a turn and return the whole reply.
 
-        Args and errors are those of `stream`; a GenerationError is raised here.
+        Errors are those of `stream`; a GenerationError is raised here.
+
+        Args:
+            prompt: See `stream`.
+            role: See `stream`.
+            reasoning: Put what the model thought in front of its answer, a blank line between them.
+            prompt_progress_callback: See `stream`.
 
         Returns:
             The reply's text, as the history records it.
@@ -164,7 +193,9 @@ class ChatSession:
         ) as reply:
             for _ in reply:
                 pass
-        return reply.text
+        return "\n\n".join(
+            text for text in (reply.reasoning if reasoning else "", reply.text) if text
+        )
 
     def stream(
         self,
@@ -187,22 +218,26 @@ class ChatSession:
             MessageError: The prompt is not of such a form; nothing changed.
             TemplateError: The chat template refused the conversation; nothing changed.
             ConfigurationError: The model can't do what `generation` asks; nothing changed.
+            ContextLengthError: The prompt does not fit into the model's context; nothing changed.
             SessionBusyError: A turn of this session is running at this moment.
         """
         messages = as_messages(prompt, role)
-        _check_progress(prompt_progress_callback)
+        check_progress(prompt_progress_callback)
         self._close_live()
         config = self._generation
         tokenizer = self._engine.tokenizer
         # A cache of another kind is replaced only once nothing can be refused any more.
         context = self._cache.context_for(config)
-        built = self._prompts.build(
-            self._system,
-            [*self._history, *messages],
-            self._cache.held(config),
-            places=context.wants_marks,
-        )
+        held = self._cache.held(config)
+
+        def build(history: Sequence[Message]) -> tuple[Prompt, int]:
+            whole = [*history, *messages]
+            built = self._prompts.build(self._system, whole, held, places=context.wants_marks)
+            return built, context.prefix + len(built.ledger.ids)
+
+        built, kept = self._limit.fit(self._history, build, max_tokens=config.max_tokens)
         ids = built.ledger.ids
+        config = self._limit.within(config, context.prefix + len(ids))
         marks = (built.opening, built.stable)
         steps = context.generate(ids, config, prompt_progress_callback, marks=marks)
 
@@ -211,15 +246,19 @@ class ChatSession:
         hold = InterruptHold()
         with hold:
             cached = self._cache.turn_to(context, config, built.ledger)
-            self._history.extend(messages)
+            remaining = {id(message) for message in kept}
+            dropped = tuple(entry for entry in self._history if id(entry) not in remaining)
+            self._history[:] = [*kept, *messages]
             reply = Reply(
                 steps,
                 context=context,
                 eos_token_ids=tokenizer.eos_token_ids,
                 detokenizer=detokenizer,
+                splitter=ReasoningSplitter(tokenizer.reasoning_tags, built.ledger.text),
                 config=config,
                 prompt_tokens=context.prefix + len(ids),
                 cached_tokens=cached,
+                dropped=dropped,
                 record=self._record,
             )
             self._live = weakref.ref(reply)
@@ -227,13 +266,20 @@ class ChatSession:
             hold.deliver()
         return reply
 
-    def prewarm(self, *, prompt_progress_callback: PrefillProgress | None = None) -> int:
+    def prewarm(
+        self,
+        *,
+        prompt_progress_callback: PrefillProgress | None = None,
+        prefill_step_size: int | None = None,
+    ) -> int:
         """Read what the next prompt will begin with: instructions, tools and history.
 
-        The turn after that feeds only its own message. A live reply is closed first.
+        The turn after that feeds only its own message. A live reply is closed first. To break it
+        off, raise an exception in the callback: what was read until then stays.
 
         Args:
             prompt_progress_callback: Called with ``(tokens fed, tokens to feed)``.
+            prefill_step_size: How many tokens are fed at a time, if not as `generation` says.
 
         Returns:
             How many tokens were fed.
@@ -241,11 +287,34 @@ class ChatSession:
         Raises:
             TemplateError: The chat template refused the conversation; nothing changed.
             ConfigurationError: The model can't do what `generation` asks; nothing changed.
+            ContextLengthError: It does not fit into the model's context; nothing changed.
             GenerationError: The model failed.
         """
-        _check_progress(prompt_progress_callback)
+        return self._read_ahead("prewarm", prompt_progress_callback, prefill_step_size)
+
+    def settle(
+        self,
+        *,
+        prompt_progress_callback: PrefillProgress | None = None,
+        prefill_step_size: int | None = None,
+    ) -> int:
+        """Read, after a turn, what the next prompt has and the cache lacks.
+
+        Many templates render a reply otherwise than it was said, without its reasoning, say, so
+        that it must be read again. Better while the person is typing than when they wait.
+
+        Args, errors and what it returns are those of `prewarm`.
+        """
+        return self._read_ahead("settle", prompt_progress_callback, prefill_step_size)
+
+    def _read_ahead(
+        self, reason: str, progress: PrefillProgress | None, step_size: int | None
+    ) -> int:
+        """Feed what every next prompt will begin with; how many tokens that was."""
+        check_progress(progress)
         self._close_live()
-        config = replace(self._generation, max_tokens=0)
+        step_size = self._generation.prefill_step_size if step_size is None else step_size
+        config = replace(self._generation, max_tokens=0, prefill_step_size=step_size)
         cache = self._cache
         held = cache.held(config)
         opening = self._prompts.build_opening(self._system, self._history, held)
@@ -253,8 +322,9 @@ class ChatSession:
         if common_prefix(held.ids, ids) == len(ids):
             return 0
         context = cache.context_for(config)
+        self._limit.check(context.prefix + len(ids))
         marks = (opening.opening, opening.stable)
-        steps = context.generate(ids, config, prompt_progress_callback, marks=marks)
+        steps = context.generate(ids, config, progress, marks=marks)
         hold = InterruptHold()
         with hold:
             before = cache.turn_to(context, config, opening.ledger)
@@ -268,8 +338,10 @@ class ChatSession:
             finally:
                 self._reading = False
                 cache.commit()
+                fed = max(context.offset - before, 0)
+                self._read[reason] += fed
             hold.deliver()
-        return context.offset - before
+        return fed
 
     def save_cache(self, path: str | os.PathLike[str]) -> None:
         """Write the KV cache to a file, for `segue.load_prompt_cache` and for mlx-lm.
@@ -327,7 +399,8 @@ class ChatSession:
 
     def _record(self, reply: Reply) -> None:
         """Write back what a turn really did; called by the reply, once."""
-        self._history.append(Message.assistant(reply.text))
+        self._turns.append(reply.usage)
+        self._history.append(Message.assistant(reply.text, reasoning=reply.reasoning or None))
         self._cache.commit(reply.tokens)
 
 
@@ -336,12 +409,4 @@ def _check_generation(generation: GenerationConfig) -> None:
         raise ConfigurationError(
             f"generation is a GenerationConfig, not {type(generation).__name__}.",
             remedy="Build one: GenerationConfig(max_tokens=..., temperature=...).",
-        )
-
-
-def _check_progress(callback: PrefillProgress | None) -> None:
-    if callback is not None and not callable(callback):
-        raise ConfigurationError(
-            f"{callback!r} can't be told about progress: it is not callable.",
-            remedy="Pass a function of (tokens fed, tokens to feed).",
         )

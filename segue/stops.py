@@ -31,7 +31,7 @@ class StopStrings:
             self.found = True
             self._held = ""
             return held[: min(places)]
-        keep = self._undecided(held)
+        keep = undecided(held, self._strings)
         self._held = held[len(held) - keep :]
         return held[: len(held) - keep]
 
@@ -40,11 +40,12 @@ class StopStrings:
         held, self._held = self._held, ""
         return held
 
-    def _undecided(self, text: str) -> int:
-        """How long the longest ending of `text` is that a stop string may begin with."""
-        longest = max(len(string) for string in self._strings) - 1
-        for length in range(min(longest, len(text)), 0, -1):
-            ending = text[len(text) - length :]
-            if any(string.startswith(ending) for string in self._strings):
-                return length
-        return 0
+
+def undecided(text: str, strings: Sequence[str]) -> int:
+    """How long the longest ending of a text is that one of some strings may begin with."""
+    longest = max(len(string) for string in strings) - 1
+    for length in range(min(longest, len(text)), 0, -1):
+        ending = text[len(text) - length :]
+        if any(string.startswith(ending) for string in strings):
+            return length
+    return 0

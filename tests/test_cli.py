@@ -7,6 +7,8 @@ import io
 import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -17,9 +19,10 @@ from segue import ChatSession, GenerationConfig
 from segue.cli import main as cli
 from segue.cli.chat import Start, TerminalChat
 from segue.cli.commands import COMMANDS
+from segue.cli.idle import CHUNK, reading_ahead
 from segue.cli.markdown import MarkdownStream, split_finished
 from segue.cli.options import HELP, LEFT_OUT
-from segue.cli.statistics import Statistics
+from segue.cli.statistics import turn_line, usage_table
 from segue.testing import FakeEngine, ToyTokenizer
 
 
@@ -174,7 +177,7 @@ class Typed:
 def converse(*lines, script=("hello", "fine", "well"), **kwargs) -> tuple[str, ChatSession]:
     session = ChatSession(FakeEngine(script, **kwargs))
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
-    TerminalChat(session, console, Typed(*lines)).run()
+    TerminalChat(session, console, Typed(*lines), read_ahead=False).run()
     return console.file.getvalue(), session
 
 
@@ -188,6 +191,62 @@ def test_a_turn_shows_the_reply_and_one_quiet_line():
     assert first.startswith("21 tokens read · 0 reused · first token ")
     assert second.startswith("22 tokens read · 23 reused · first token ")
     assert first.endswith(" tokens/s")
+
+
+def is_reading() -> bool:
+    return any(thread.name == "reading ahead" for thread in threading.enumerate())
+
+
+class Thinking(Typed):
+    """A person who takes their time: until the model has read all there is."""
+
+    def __init__(self, session, *lines):
+        super().__init__(*lines)
+        self._session = session
+
+    def ask(self):
+        deadline = time.monotonic() + 20
+        while is_reading() and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return super().ask()
+
+
+def test_the_model_reads_ahead_while_the_person_types():
+    session = ChatSession(FakeEngine(["hello", "fine"]), instructions="be kind " * 20)
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    TerminalChat(session, console, Thinking(session, "hi", "ho")).run()
+    first, second = session.usage.turns
+    assert first.cached_tokens == session.usage.prewarmed_tokens > 160
+    assert second.fed_tokens <= len("ho<end>\n<start>assistant\n")
+    assert session.usage.settled_tokens > 0
+
+
+def test_whoever_presses_enter_waits_for_one_chunk_at_most():
+    session = ChatSession(FakeEngine(["hello"]), instructions="be kind " * 200)
+    fed = []
+    model = session._engine.model
+    forward, begun, go_on = model.forward, threading.Event(), threading.Event()
+
+    def slow(cache, ids):
+        fed.append(len(ids))
+        begun.set()
+        assert go_on.wait(20)
+        forward(cache, ids)
+
+    model.forward = slow
+    with reading_ahead(session):
+        assert begun.wait(20)
+        threading.Timer(0.05, go_on.set).start()
+    assert len(fed) == 1
+    assert fed[0] <= CHUNK == session.cached_tokens
+    assert session.respond("hi") == "hello"
+
+
+def test_what_goes_wrong_while_reading_ahead_is_left_to_the_next_turn():
+    session = ChatSession(FakeEngine(["hello"], fail_at=[1]), instructions="be kind")
+    with reading_ahead(session):
+        pass
+    assert session.respond("hi") == "hello"
 
 
 def test_ctrl_c_at_the_prompt_asks_again_and_ctrl_d_leaves():
@@ -305,10 +364,11 @@ def test_a_template_that_leaves_the_text_out_is_told(capsys, monkeypatch, tmp_pa
     assert not (tmp_path / "c").exists()
 
 
-def test_the_cache_of_a_chat_is_kept_and_taken_up(tmp_path):
+def test_the_cache_of_a_chat_is_kept_and_taken_up(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     shown, session = converse(
         "/save-cache",
-        "/save-cache c",
+        "/save-cache d",
         "hi",
         f"/save-cache {tmp_path}/c",
         "/save-cache ~nosuchuser/x",
@@ -316,17 +376,23 @@ def test_the_cache_of_a_chat_is_kept_and_taken_up(tmp_path):
     assert "~nosuchuser/x can't be written" in " ".join(shown.split())
     assert "Name the file: /save-cache PATH" in shown
     assert "This session has no cache yet" in shown
-    assert not Path("c").exists()
+    assert not Path("d").exists()
     cache = segue.load_prompt_cache(tmp_path / "c", session._engine)
     assert cache.history == session.history
     assert f"{session.cached_tokens} tokens are in" in shown
 
 
-def test_a_chat_with_a_draft_tells_how_much_of_it_was_accepted():
-    table = Statistics().table(cached_tokens=3, acceptance_rate=0.5)
+def test_a_chat_tells_what_it_has_cost():
+    session = ChatSession(FakeEngine(["one", "two"]), instructions="be kind")
+    session.prewarm()
+    session.respond("hi")
     console = Console(file=io.StringIO())
-    console.print(table)
-    assert "drafted tokens accepted  50%" in console.file.getvalue()
+    console.print(usage_table(session))
+    shown = console.file.getvalue()
+    assert re.search(r"turns +1\b", shown)
+    assert re.search(r"tokens read ahead +\d\d\b", shown)
+    assert "marks" not in shown
+    assert "accepted" not in shown
 
 
 @pytest.mark.smollm2
@@ -434,13 +500,10 @@ def test_a_prompt_stopped_in_its_middle_counts_what_was_read():
     session = ChatSession(FakeEngine(["x"]), generation=GenerationConfig(prefill_step_size=4))
     with pytest.raises(KeyboardInterrupt):
         session.respond("a longer prompt", prompt_progress_callback=stop_at_eight)
-    session.clear()
-    reply = session.stream("a longer prompt", prompt_progress_callback=stop_at_eight)
-    with pytest.raises(KeyboardInterrupt):
-        next(reply)
-    statistics = Statistics()
-    statistics.add(reply, None, None, held=session.cached_tokens)
-    assert statistics.read == 8
+    assert session.usage.fed_tokens == 8
+    assert turn_line(session.usage.turns[0], None, None, stopped=True) == (
+        "stopped · 8 tokens read · 0 reused"
+    )
 
 
 def stop_at_eight(fed, total):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -18,9 +18,10 @@ from ..prompt_cache import load_prompt_cache
 from ..response import GenerationResponse
 from ..session import ChatSession
 from .commands import COMMANDS
+from .idle import reading_ahead
 from .markdown import MarkdownStream
 from .prompter import Prompter
-from .statistics import Statistics
+from .statistics import turn_line
 from .terminal import quiet_input
 
 GREETING = (
@@ -107,19 +108,28 @@ class TerminalChat:
         session: The conversation.
         console: Where it is shown.
         prompter: Asks for the person's next message.
+        read_ahead: Whether the model reads ahead meanwhile.
     """
 
-    def __init__(self, session: ChatSession, console: Console, prompter: Prompter) -> None:
+    def __init__(
+        self,
+        session: ChatSession,
+        console: Console,
+        prompter: Prompter,
+        *,
+        read_ahead: bool = True,
+    ) -> None:
         self.session = session
         self.console = console
-        self.statistics = Statistics()
+        self._read_ahead = read_ahead
         self._prompter = prompter
 
     def run(self) -> None:
         """Converse until Ctrl-D or /quit."""
         while True:
             try:
-                text = self._prompter.ask()
+                with reading_ahead(self.session) if self._read_ahead else nullcontext():
+                    text = self._prompter.ask()
             except KeyboardInterrupt:
                 continue
             except EOFError:
@@ -175,8 +185,8 @@ class TerminalChat:
                     reply.close()
                 # A character or a stop string may have been withheld when the reply was stopped.
                 shown.write(reply.text[written:])
-        self.statistics.add(reply, last, first_token, held=self.session.cached_tokens)
-        self.console.print(self.statistics.line(stopped=stopped), style="dim", markup=False)
+        line = turn_line(self.session.usage.turns[-1], last, first_token, stopped=stopped)
+        self.console.print(line, style="dim", markup=False)
         if stopped and last is None:
             told = "Your message stays in the conversation, and is read with the next one."
             self.console.print(told, style="dim")

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..messages import Role
+from .statistics import usage_table
 
 if TYPE_CHECKING:
     from .chat import TerminalChat
@@ -58,11 +59,7 @@ def _history(chat: TerminalChat, _: str) -> None:
 
 
 def _stats(chat: TerminalChat, _: str) -> None:
-    session = chat.session
-    table = chat.statistics.table(
-        cached_tokens=session.cached_tokens, acceptance_rate=session.acceptance_rate
-    )
-    chat.console.print(table)
+    chat.console.print(usage_table(chat.session))
 
 
 def _save_cache(chat: TerminalChat, path: str) -> None:

@@ -1,69 +1,56 @@
-"""What a conversation has cost."""
+"""What a conversation has cost, as the chat shows it."""
 
 from __future__ import annotations
 
 from rich.table import Table
 
-from ..reply import Reply
 from ..response import GenerationResponse
+from ..session import ChatSession
+from ..usage import TurnUsage
 
 
-class Statistics:
-    """Counts over the turns of a chat; shows the last turn as a line and all as a table."""
+def turn_line(
+    turn: TurnUsage,
+    last: GenerationResponse | None,
+    first_token: float | None,
+    *,
+    stopped: bool,
+) -> str:
+    """A turn in one line.
 
-    def __init__(self) -> None:
-        self.turns = 0
-        self.read = 0
-        self.reused = 0
-        self.generated = 0
-        self._line = ""
+    Args:
+        turn: What it has cost.
+        last: The last piece of its reply, if it had any.
+        first_token: Seconds until its first token.
+        stopped: Whether the person stopped it.
+    """
+    parts = [f"{turn.fed_tokens:,} tokens read", f"{turn.cached_tokens:,} reused"]
+    if first_token is not None:
+        parts.append(f"first token {first_token:.2f} s")
+    if last is not None:
+        parts.append(f"{last.generation_tps:.1f} tokens/s")
+    return ("stopped · " if stopped else "") + " · ".join(parts)
 
-    def add(
-        self,
-        reply: Reply,
-        last: GenerationResponse | None,
-        first_token: float | None,
-        *,
-        held: int,
-    ) -> None:
-        """Count a turn.
 
-        Args:
-            reply: The turn's reply, ended.
-            last: Its last piece, if it had any.
-            first_token: Seconds until its first token.
-            held: How many tokens the KV cache holds now.
-        """
-        read = reply.prompt_tokens - reply.cached_tokens
-        if last is None:
-            # Stopped while the prompt was being read: only a part of it was.
-            read = max(held - reply.cached_tokens, 0)
-        self.turns += 1
-        self.read += read
-        self.reused += reply.cached_tokens
-        self.generated += len(reply.tokens)
-        parts = [f"{read:,} tokens read", f"{reply.cached_tokens:,} reused"]
-        if first_token is not None:
-            parts.append(f"first token {first_token:.2f} s")
-        if last is not None:
-            parts.append(f"{last.generation_tps:.1f} tokens/s")
-        self._line = " · ".join(parts)
-
-    def line(self, *, stopped: bool) -> str:
-        """The last turn in one line."""
-        return ("stopped · " if stopped else "") + self._line
-
-    def table(self, *, cached_tokens: int, acceptance_rate: float | None = None) -> Table:
-        """All turns as a small table."""
-        table = Table(show_header=False, box=None, pad_edge=False)
-        for name, value in (
-            ("turns", self.turns),
-            ("tokens read", self.read),
-            ("tokens reused", self.reused),
-            ("tokens generated", self.generated),
-            ("tokens in the KV cache", cached_tokens),
-        ):
-            table.add_row(name, f"{value:,}")
-        if acceptance_rate is not None:
-            table.add_row("drafted tokens accepted", f"{acceptance_rate:.0%}")
-        return table
+def usage_table(session: ChatSession) -> Table:
+    """All turns as a small table."""
+    usage = session.usage
+    rows = {
+        "turns": f"{len(usage.turns):,}",
+        "tokens in prompts": f"{usage.prompt_tokens:,}",
+        "tokens reused": f"{usage.cached_tokens:,}",
+        "tokens read": f"{usage.fed_tokens:,}",
+        "tokens read ahead": f"{usage.prewarmed_tokens + usage.settled_tokens:,}",
+        "tokens generated": f"{usage.generated_tokens:,}",
+        "time to first tokens": f"{usage.prefill_seconds:.1f} s",
+        "time after them": f"{usage.decode_seconds:.1f} s",
+        "tokens in the KV cache": f"{session.cached_tokens:,}",
+    }
+    if usage.marks:
+        rows["marks in it"] = f"{usage.marks} ({usage.mark_bytes / 2**20:.1f} MiB)"
+    if session.acceptance_rate is not None:
+        rows["drafted tokens accepted"] = f"{session.acceptance_rate:.0%}"
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

@@ -140,13 +140,21 @@ class MlxEngine:
         return self._stated_vocabulary or int(self.model(mx.zeros((1, 1), mx.uint32)).shape[-1])
 
     @property
+    def context_length(self) -> int | None:
+        """See `segue.engine.Engine.context_length`."""
+        return self._stated("max_position_embeddings")
+
+    @property
     def _stated_vocabulary(self) -> int | None:
-        """The vocabulary that the model's settings state, if they do."""
+        return self._stated("vocab_size")
+
+    def _stated(self, name: str) -> int | None:
+        """A number in the model's settings, if they state it."""
         settings = getattr(self.model, "args", None)
         text = getattr(settings, "text_config", None)
-        nested = text.get("vocab_size") if isinstance(text, dict) else None
-        size = nested or getattr(settings, "vocab_size", None)
-        return size if isinstance(size, int) else None
+        nested = text.get(name) if isinstance(text, dict) else None
+        number = nested or getattr(settings, name, None)
+        return number if isinstance(number, int) else None
 
     @cached_property
     def _xtc_special_tokens(self) -> list[int]:

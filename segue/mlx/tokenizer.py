@@ -21,6 +21,20 @@ from mlx_lm.tokenizer_utils import (
 
 from ..errors import MissingTemplateError, TemplateError
 
+# What models write around their reasoning, beside what mlx-lm knows.
+REASONING_TAGS = (
+    ("<think>", "</think>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+)
+# gpt-oss writes its reasoning into a channel of its own.
+HARMONY_TOKENS = {"<|start|>", "<|channel|>", "<|message|>", "<|end|>"}
+HARMONY_TAGS = (
+    "<|channel|>analysis<|message|>",
+    "<|end|><|start|>assistant<|channel|>final<|message|>",
+)
+
 
 class MlxTokenizer:
     """A Hugging Face or mlx-lm tokenizer behind Segue's `Tokenizer` protocol.
@@ -58,6 +72,19 @@ class MlxTokenizer:
     def vocabulary(self) -> Mapping[str, int]:
         """See `segue.engine.Tokenizer.vocabulary`."""
         return dict(self.wrapped.get_vocab())
+
+    @cached_property
+    def reasoning_tags(self) -> tuple[str, str] | None:
+        """See `segue.engine.Tokenizer.reasoning_tags`; mlx-lm's own, or found by the vocabulary."""
+        start, end = self.wrapped.think_start, self.wrapped.think_end
+        if start and end:
+            return start, end
+        template = str(getattr(self.wrapped, "chat_template", None) or "")
+        for start, end in REASONING_TAGS:
+            known = start in self.vocabulary and end in self.vocabulary
+            if known or (start in template and end in template):
+                return start, end
+        return HARMONY_TAGS if self.vocabulary.keys() >= HARMONY_TOKENS else None
 
     def render(
         self,

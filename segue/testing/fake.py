@@ -214,6 +214,7 @@ class FakeEngine:
         trimmable: Whether its contexts can drop their newest tokens.
         fail_at: See `ScriptedModel`.
         failure: See `ScriptedModel`.
+        context_length: The most tokens that a prompt and its reply may have.
 
     Attributes:
         model: The model.
@@ -229,7 +230,9 @@ class FakeEngine:
         trimmable: bool = True,
         fail_at: Iterable[int] = (),
         failure: BaseException | None = None,
+        context_length: int | None = None,
     ) -> None:
+        self.context_length = context_length
         self.model = ScriptedModel(script, tokenizer=tokenizer, fail_at=fail_at, failure=failure)
         self.tokenizer = self.model.tokenizer
         self.trimmable = trimmable

@@ -26,7 +26,12 @@ class ToyTokenizer:
     Args:
         words: Texts that get an id of their own, in this order, from 258 on.
         roles: The roles that the template takes; others make it fail.
+
+    Attributes:
+        reasoning_tags: None: this model does not mark its reasoning.
     """
+
+    reasoning_tags: tuple[str, str] | None = None
 
     def __init__(
         self,

@@ -1,0 +1,75 @@
+"""What a conversation has cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class TurnUsage:
+    """What one turn has cost.
+
+    Attributes:
+        prompt_tokens: Tokens in its prompt.
+        cached_tokens: How many of those were in the KV cache already.
+        fed_tokens: How many the model read in the turn itself, before its first token.
+        generated_tokens: How many it generated.
+        prefill_seconds: Time until the first token.
+        decode_seconds: Time from the first token to the last.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    fed_tokens: int
+    generated_tokens: int
+    prefill_seconds: float
+    decode_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a session has cost so far.
+
+    Attributes:
+        turns: Its turns, oldest first, those that failed or were stopped included.
+        prewarmed_tokens: Tokens that `ChatSession.prewarm` has fed.
+        settled_tokens: Tokens that `ChatSession.settle` has fed.
+        marks: Places that the cache can come back to now, where it can't be trimmed.
+        mark_bytes: What those hold in memory.
+    """
+
+    turns: tuple[TurnUsage, ...] = ()
+    prewarmed_tokens: int = 0
+    settled_tokens: int = 0
+    marks: int = 0
+    mark_bytes: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens in all prompts."""
+        return sum(turn.prompt_tokens for turn in self.turns)
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many of those were in the KV cache already."""
+        return sum(turn.cached_tokens for turn in self.turns)
+
+    @property
+    def fed_tokens(self) -> int:
+        """Tokens that the model has read in turns."""
+        return sum(turn.fed_tokens for turn in self.turns)
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that it has generated."""
+        return sum(turn.generated_tokens for turn in self.turns)
+
+    @property
+    def prefill_seconds(self) -> float:
+        """Time that prompts took."""
+        return sum(turn.prefill_seconds for turn in self.turns)
+
+    @property
+    def decode_seconds(self) -> float:
+        """Time that replies took, from their first tokens on."""
+        return sum(turn.decode_seconds for turn in self.turns)
