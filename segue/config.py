@@ -22,7 +22,7 @@ LogitsProcessor = Callable[[Any, Any], Any]
 
 KV_BITS = (2, 3, 4, 5, 6, 8)
 KV_GROUP_SIZES = (32, 64, 128)
-# A rotating cache always keeps its first four tokens, and needs room beside them.
+# A bounded cache always keeps its first four tokens, and needs room beside them.
 SMALLEST_KV_SIZE = 8
 # Beyond this, no draft is right often enough to pay for what it makes the model read.
 MOST_DRAFT_TOKENS = 64
@@ -65,9 +65,9 @@ class GenerationConfig:
             whole.
         kv_group_size: Values that share a scale in a quantized cache: 32, 64 or 128.
         quantized_kv_start: Tokens the cache holds before quantizing begins.
-        max_kv_size: Keep at most this many tokens in the cache (the first four and the latest);
-            8 or more, not together with `kv_bits`. ``None`` keeps all. Models that bring a cache
-            layout of their own ignore it.
+        max_kv_size: Keep at most this many tokens in the cache (those of the instructions, and the
+            latest); 8 or more, not together with `kv_bits`. ``None`` keeps all. Refused where all
+            layers bring bounded caches of their own.
         max_marks: How many places a cache that can't be trimmed (a sliding window past its size, a
             recurrent state) can come back to; 0 for none.
         max_mark_bytes: The most memory that those may take, in bytes.

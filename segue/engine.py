@@ -179,6 +179,7 @@ class Context(Protocol):
         progress: PrefillProgress | None = None,
         *,
         marks: Sequence[int] = (),
+        pinned: int = 0,
     ) -> Generator[Step, None, None]:
         """Prefill what the cache lacks of a prompt, then decode.
 
@@ -199,6 +200,8 @@ class Context(Protocol):
             progress: Called as prefill goes on.
             marks: How many leading ids to be able to come back to, as far as `config` bounds marks
                 and the prompt is fed here; where any offset will do, they are not needed.
+            pinned: How many leading ids a cache of bounded size is never to drop; they can't be
+                chosen anew once it has dropped any.
 
         Raises:
             ConfigurationError: This model can't do what `config` asks.

@@ -238,8 +238,13 @@ class ChatSession:
         built, kept = self._limit.fit(self._history, build, max_tokens=config.max_tokens)
         ids = built.ledger.ids
         config = self._limit.within(config, context.prefix + len(ids))
-        marks = (built.opening, built.stable)
-        steps = context.generate(ids, config, prompt_progress_callback, marks=marks)
+        steps = context.generate(
+            ids,
+            config,
+            prompt_progress_callback,
+            marks=(built.opening, built.stable),
+            pinned=built.opening,
+        )
 
         detokenizer = tokenizer.detokenizer()
 
@@ -323,8 +328,8 @@ class ChatSession:
             return 0
         context = cache.context_for(config)
         self._limit.check(context.prefix + len(ids))
-        marks = (opening.opening, opening.stable)
-        steps = context.generate(ids, config, progress, marks=marks)
+        places = (opening.opening, opening.stable)
+        steps = context.generate(ids, config, progress, marks=places, pinned=opening.opening)
         hold = InterruptHold()
         with hold:
             before = cache.turn_to(context, config, opening.ledger)

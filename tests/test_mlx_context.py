@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -399,3 +402,36 @@ def test_a_processors_own_runtime_error_is_not_called_the_models():
     with pytest.raises(RuntimeError, match="mine") as raised:
         session.respond("hello")
     assert not isinstance(raised.value, GenerationError)
+
+
+def test_max_kv_size_keeps_the_instructions():
+    engine = toy_engine(tiny_llama)
+    config = GenerationConfig(max_tokens=20, max_kv_size=48, prefill_step_size=7)
+    session = ChatSession(engine, instructions="be kind", generation=config)
+    opening = len(ToyTokenizer().encode("<|start|>system\nbe kind<|end|>\n<|start|>user\n"))
+    for text in ("a first question", "a second one", "a third"):
+        session.respond(text)
+    context: Any = session._cache.context
+    assert context.offset > 48
+    ids = session._cache.ledger.ids
+    # The last line break might join with a question's first.
+    kept = opening - 1
+    assert all(layer.keep == kept for layer in context._state.layers)
+    fresh = engine.context(config)
+    list(fresh.generate(ids, replace(config, max_tokens=0), pinned=kept))
+    probe = mx.array([[65]])
+    got = engine.model(probe, cache=copy.deepcopy(context._state.layers))[0, -1]
+    assert_close(got, engine.model(probe, cache=fresh._state.layers)[0, -1])
+    # The first layer holds the keys of the instructions' own tokens, and of the latest.
+    alone = engine.context(GenerationConfig())
+    list(alone.generate(ids, GenerationConfig(max_tokens=0)))
+    held, whole = context._state.layers[0].keys, alone._state.layers[0].keys
+    assert mx.allclose(held[..., :kept, :], whole[..., :kept, :], atol=1e-5).item()
+
+
+def test_instructions_that_max_kv_size_has_no_room_for_are_refused():
+    config = GenerationConfig(max_kv_size=24)
+    session = ChatSession(toy_engine(tiny_llama), instructions="x" * 24, generation=config)
+    with pytest.raises(ConfigurationError, match="no room beside them"):
+        session.respond("hi")
+    assert session.history == ()

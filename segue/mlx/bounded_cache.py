@@ -7,6 +7,9 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import RotatingKVCache
 
+# The first tokens of a conversation that are never dropped, as in mlx-lm.
+KEPT_TOKENS = 4
+
 
 class BoundedKVCache(RotatingKVCache):  # type: ignore[misc]
     """mlx-lm's rotating cache, whose tokens see the same, whichever passes they came in.
@@ -15,6 +18,11 @@ class BoundedKVCache(RotatingKVCache):  # type: ignore[misc]
     mlx-lm lets it be so for tokens that come one by one; one of several in a pass sees the latest
     `max_size` of what the pass began with, so that the first ones fade.
     """
+
+    def pin(self, count: int) -> None:
+        """Never drop the first `count` tokens, or the first few; too late once any was dropped."""
+        if self.offset < self.max_size:
+            self.keep = max(count, KEPT_TOKENS)
 
     def make_mask(self, N: int, window_size: int | None = None, return_array: bool = False) -> Any:  # noqa: N803 (mlx-lm's)
         """As `RotatingKVCache.make_mask`."""

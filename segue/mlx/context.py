@@ -22,6 +22,8 @@ from .sampling import Sample, Sampling
 
 # How often, in tokens, decode hands freed buffers back, as mlx-lm does.
 CLEAR_CACHE_EVERY = 256
+# Tokens that a bounded cache holds beside those that it never drops, at least.
+LEAST_ROOM = 4
 
 
 class MlxContext:
@@ -98,10 +100,19 @@ class MlxContext:
         progress: PrefillProgress | None = None,
         *,
         marks: Sequence[int] = (),
+        pinned: int = 0,
     ) -> Generator[Step, None, None]:
         """See `segue.engine.Context.generate`."""
         self._check_ids(ids)
-        return self._generate(list(ids), config, self._make_sampling(config), progress, set(marks))
+        bound = config.max_kv_size
+        if bound is not None and pinned > bound - LEAST_ROOM and not self.prefix:
+            raise ConfigurationError(
+                f"The instructions take {pinned} tokens, and max_kv_size={bound} leaves no room "
+                "beside them.",
+                remedy="Use a larger max_kv_size, or shorter instructions.",
+            )
+        sampling = self._make_sampling(config)
+        return self._generate(list(ids), config, sampling, progress, set(marks), pinned)
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """See `segue.engine.Context.save`; the layout is mlx-lm's own. The draft's stay behind."""
@@ -118,8 +129,10 @@ class MlxContext:
         sampling: Sampling,
         progress: PrefillProgress | None,
         marks: set[int],
+        pinned: int,
     ) -> Generator[Step, None, None]:
         self._safe, self._mark = self.offset, None
+        self._state.pin(pinned)
         try:
             with wired_limit(self._state.model, [generation_stream]):
                 try:

@@ -20,7 +20,7 @@ from ..config import GenerationConfig, SpeculativeDecodingConfig
 from ..engine import StoredCache, Tokenizer
 from ..errors import ConfigurationError
 from . import blas
-from .bounded_cache import BoundedKVCache
+from .bounded_cache import KEPT_TOKENS, BoundedKVCache
 from .cache_file import probe_layers, read_cache_file, tokens_held
 from .context import MlxContext
 from .drafting import Drafting
@@ -29,9 +29,6 @@ from .fingerprint import fingerprint
 from .kv_state import KVState
 from .sampling import Sampling
 from .tokenizer import MlxTokenizer
-
-# The first tokens of a conversation that a cache of bounded size never drops, as in mlx-lm.
-KEPT_TOKENS = 4
 
 
 class MlxEngine:

@@ -12,6 +12,7 @@ from mlx_lm.generate import generation_stream, maybe_quantize_kv_cache
 from mlx_lm.models.cache import CacheList, ConcatenateKVCache, KVCache, QuantizedKVCache
 
 from ..config import GenerationConfig
+from .bounded_cache import BoundedKVCache
 
 Model = Callable[..., mx.array]
 """An mlx-lm model: ``(tokens (1, n), cache=...) -> logits (1, n, vocabulary)``."""
@@ -126,6 +127,15 @@ class KVState:
         if self._bits is not None and self.offset < self._quantized_start:
             return min(most, self._quantized_start - self.offset)
         return most
+
+    def pin(self, count: int) -> None:
+        """Have caches of bounded size never drop the first `count` tokens.
+
+        Those that began with a prefix keep what they kept when it was made.
+        """
+        for layer in self.layers:
+            if isinstance(layer, BoundedKVCache) and self._pristine is None:
+                layer.pin(count)
 
     def mark(self) -> Mark:
         """A place to come back to: here."""

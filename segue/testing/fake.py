@@ -167,6 +167,7 @@ class FakeContext:
         progress: PrefillProgress | None = None,
         *,
         marks: Sequence[int] = (),
+        pinned: int = 0,
     ) -> Generator[Step, None, None]:
         """See `segue.engine.Context.generate`."""
         ids = (*self._prefix, *ids)
