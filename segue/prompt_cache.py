@@ -25,7 +25,7 @@ from .messages import Message
 FINGERPRINT, TOKENS, CONVERSATION = "segue_fingerprint", "segue_tokens", "segue_conversation"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class PromptCache:
     """A KV cache from a file, for any number of sessions over the engine it was loaded with.
 
@@ -47,6 +47,10 @@ class PromptCache:
     instructions: str | None = None
     history: tuple[Message, ...] = ()
     template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        kind = "opaque" if self.ledger is None else "known"
+        return f"<PromptCache of {self.offset:,} {kind} tokens>"
 
     @property
     def offset(self) -> int:

@@ -349,7 +349,9 @@ class ChatSession:
         return fed
 
     def save_cache(self, path: str | os.PathLike[str]) -> None:
-        """Write the KV cache to a file, for `segue.load_prompt_cache` and for mlx-lm.
+        """Write the KV cache to a file, for `segue.load_prompt_cache`.
+
+        mlx-lm opens it as well, and its commands do if they can load the model themselves.
 
         It holds what was read and said so far, and names it. (If the session itself began with a
         cache that does not, the whole is one of that kind.) A live reply is closed first. The file

@@ -57,3 +57,12 @@ def test_the_reference_is_up_to_date():
     assert reference.render() == (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), (
         "run: make docs"
     )
+
+
+def test_the_reference_has_every_public_name():
+    import segue
+
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    headings = set(re.findall(r"^#+ `([\w.]+)`", text, re.MULTILINE))
+    shown = {heading.rpartition(".")[2] for heading in headings}
+    assert set(segue.__all__) - shown == {"__version__"}

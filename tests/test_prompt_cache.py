@@ -69,13 +69,20 @@ def test_mlx_lm_opens_what_a_session_saved(kind, tmp_path):
     assert json.loads(metadata["segue_tokens"])["ids"] == list(session._cache.ledger.ids)
 
 
-def test_mlx_lms_command_generates_on_top_of_what_a_session_read(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("spelled", [None, "./model/"])
+def test_mlx_lms_command_generates_on_top_of_what_a_session_read(
+    tmp_path, monkeypatch, capsys, spelled
+):
     write_folder(tmp_path / "model")
-    engine = segue.load(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    engine = segue.load(spelled or "model")
+    assert repr(engine.source) == repr(spelled or "model")
     session = ChatSession(engine, instructions="hello to the world", generation=SHORT)
     session.prewarm()
     session.save_cache(tmp_path / "c.safetensors")
     command = ["--prompt-cache-file", str(tmp_path / "c.safetensors"), "--prompt", "the fox"]
+    # A model that is named must be named as it was, to the letter.
+    command += ["--model", spelled] if spelled else []
     monkeypatch.setattr(sys, "argv", ["mlx_lm.generate", *command, "--max-tokens", "8"])
     importlib.import_module("mlx_lm.generate").main()
     assert session.respond("the fox") in capsys.readouterr().out

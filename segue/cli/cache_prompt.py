@@ -50,7 +50,9 @@ def _read(source: str) -> str:
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
-        raise click.ClickException(f"{source} can't be read: {error.strerror}.") from error
+        raise click.ClickException(
+            f"{source} can't be read: {error.strerror}. Name a text file, or - for standard input."
+        ) from error
     try:
         text = data.decode().strip()
     except UnicodeDecodeError as error:
@@ -58,7 +60,9 @@ def _read(source: str) -> str:
             f"{source} is not UTF-8 text (byte {error.start}). Convert it first."
         ) from error
     if not text:
-        raise click.ClickException(f"{source} holds no text, so there is nothing to read.")
+        raise click.ClickException(
+            f"{source} holds no text, so there is nothing to read. Name another file."
+        )
     return text
 
 

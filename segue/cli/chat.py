@@ -54,7 +54,8 @@ class Start:
 
         speculative = None
         if self.draft is not None:
-            draft = self.draft if self.draft == PROMPT_LOOKUP else load(self.draft)
+            lookup = self.draft.replace("_", "-") == PROMPT_LOOKUP
+            draft = PROMPT_LOOKUP if lookup else load(self.draft)
             speculative = SpeculativeDecodingConfig(draft, self.num_draft_tokens)
         cache = None if self.cache is None else load_prompt_cache(self.cache, engine)
         session = ChatSession(engine, generation=generation, speculative=speculative, cache=cache)

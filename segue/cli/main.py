@@ -73,7 +73,8 @@ def chat(
 ) -> None:
     """Hold a conversation in the terminal.
 
-    Where standard input or output is not a terminal, answer each line of input plainly.
+    Where standard input or output is not a terminal, answer each line of input plainly; there are
+    no slash commands then.
     """
     from .chat import Start, run
 

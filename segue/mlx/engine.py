@@ -39,16 +39,16 @@ class MlxEngine:
         tokenizer: Its tokenizer: mlx-lm's wrapper, a Hugging Face tokenizer, or an object that
             implements `segue.engine.Tokenizer`.
         name: What messages call the model; by default the tokenizer's own name.
-        source: The folder, file or repository it was loaded from, as mlx-lm's commands take it;
-            prompt cache files tell it. By default the name.
+
+    Attributes:
+        source: What it was loaded as. Prompt cache files tell it to mlx-lm's commands, which can
+            load folders and repositories by it.
 
     Raises:
         MissingTemplateError: The tokenizer has no chat template.
     """
 
-    def __init__(
-        self, model: Any, tokenizer: Any, *, name: str | None = None, source: str | None = None
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
         self.model = model
         self.tokenizer: Tokenizer = (
             MlxTokenizer(tokenizer, name=name)
@@ -56,7 +56,7 @@ class MlxEngine:
             else tokenizer
         )
         self.name = name or str(getattr(self.tokenizer, "name", type(model).__name__))
-        self.source = source or self.name
+        self.source = self.name
         self._quantizable: set[tuple[int, int]] = set()
         if mx.default_device() == mx.Device(mx.cpu):
             blas.warn_if_slow()

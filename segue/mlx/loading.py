@@ -53,8 +53,12 @@ def load(name: str | os.PathLike[str] = DEFAULT_MODEL, *, revision: str | None =
     found = find(os.fspath(name))
     require_backend()
     if isinstance(found, Path) and found.is_file():
-        return _load_gguf(found)
-    return _load_mlx_lm(found, revision)
+        engine = _load_gguf(found)
+    else:
+        engine = _load_mlx_lm(found, revision)
+    # As it was spelled: mlx-lm's commands compare it so.
+    engine.source = os.fspath(name)
+    return engine
 
 
 def require_backend() -> None:
@@ -119,7 +123,7 @@ def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
             remedy="Check that its files are whole and readable; download it again if in doubt.",
         ) from error
     name = source.name if isinstance(source, Path) else source
-    return MlxEngine(_for_this_device(model), tokenizer, name=name, source=str(source))
+    return MlxEngine(_for_this_device(model), tokenizer, name=name)
 
 
 def _check_folder(folder: Path) -> None:
