@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import check_next_logits, tiny_hybrid, tiny_llama, tiny_mamba
 
-from segue import ChatSession, GenerationConfig, Message, MessageError, TextKind
+from segue import (
+    ChatSession,
+    GenerationConfig,
+    Message,
+    MessageError,
+    MlxEngine,
+    TextKind,
+)
 from segue.reasoning import ReasoningSplitter
 from segue.testing import FakeEngine, ToyTokenizer
 
@@ -188,3 +197,39 @@ def test_stop_strings_and_lengths_end_reasoning_too():
 def test_reasoning_is_text():
     with pytest.raises(MessageError, match="reasoning is text"):
         Message.assistant("yes", reasoning=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_hybrid, tiny_mamba])
+def test_settling_leaves_every_kind_of_cache_exact(make):
+    tokenizer = Thinking(forced=True)
+    engine = MlxEngine(make(len(tokenizer)), tokenizer, name="tiny")
+    config = GenerationConfig(max_tokens=30, logits_processors=(think_for(12, tokenizer),))
+    session = ChatSession(engine, instructions="be brief", generation=config)
+    cold = ChatSession(engine, instructions="be brief", generation=config)
+    session.prewarm()
+    for text in ("the world", "hello", "again"):
+        assert session.respond(text) == cold.respond(text)
+        assert session.history[-1].reasoning
+        check_next_logits(session)
+        session.settle()
+        check_next_logits(session)
+    assert session.usage.fed_tokens < cold.usage.fed_tokens
+    if make is not tiny_llama:
+        assert session.usage.marks > 0
+        assert session.usage.mark_bytes > 0
+
+
+def think_for(count: int, tokenizer: ToyTokenizer):
+    """A processor that ends the reasoning after so many tokens."""
+    (end,) = tokenizer.encode("</think>")
+    begun: list[int] = []
+
+    def process(tokens, logits):
+        if not begun or len(tokens) < begun[0] or len(tokens) > begun[0] + 30:
+            begun[:] = [len(tokens)]
+        at_end = len(tokens) == begun[0] + count
+        places = mx.arange(logits.shape[-1])
+        wanted = (places == end) if at_end else (places < 256) & (places >= 97)
+        return mx.where(wanted, logits, -1e9)
+
+    return process
