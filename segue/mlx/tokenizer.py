@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property, partial
@@ -20,6 +21,10 @@ from mlx_lm.tokenizer_utils import (
 )
 
 from ..errors import MissingTemplateError, TemplateError
+
+# Text that joins with nothing that follows it, and takes the space that some tokenizers put in
+# front of whatever they encode.
+ANCHOR = "\n"
 
 
 class MlxTokenizer:
@@ -83,8 +88,44 @@ class MlxTokenizer:
         return str(text)
 
     def encode(self, text: str) -> list[int]:
-        """See `segue.engine.Tokenizer.encode`."""
+        """See `segue.engine.Tokenizer.encode`.
+
+        Some tokenizers of SentencePiece's kind put a space at the front of every part between two
+        special tokens, which no template wrote: that is taken away, but at the front of the text,
+        where decoding drops it.
+        """
+        if not self._spaces_parts:
+            return self._encode(text)
+        first, *rest = self._special.split(text)
+        ids = self._encode(first)
+        for part in rest:
+            ids += self._encode_inside(part) if part not in self._added else [self._added[part]]
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
         return list(self.wrapped.encode(text, add_special_tokens=False))
+
+    def _encode_inside(self, text: str) -> list[int]:
+        """The ids of text that has something before it: a line break here, cut off again."""
+        anchor = self._encode(ANCHOR)
+        ids = self._encode(ANCHOR + text)
+        return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._encode(text)
+
+    @cached_property
+    def _added(self) -> Mapping[str, int]:
+        return dict(self.wrapped.get_added_vocab())
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        """Finds the tokens that are never cut nor joined; the longest of several."""
+        longest_first = sorted(self._added, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
+
+    @cached_property
+    def _spaces_parts(self) -> bool:
+        """Whether a space is put behind special tokens."""
+        special = next(iter(self._added), None)
+        return special is not None and self.decode(self._encode(special + "a")) == special + " a"
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `segue.engine.Tokenizer.decode`."""
