@@ -150,8 +150,6 @@ class Talk:
             lambda _: next(self._said, end), tokenizer=tokenizer, trimmable=trimmable
         )
         self.session = ChatSession(self.engine, generation=LONG, **kwargs)
-        # What each turn fed, the replies' tokens left out, and what it had to.
-        self.fed: list[int] = []
 
     def cache(self) -> tuple[int, ...]:
         context = self.session._cache.context
@@ -198,8 +196,7 @@ class Talk:
         held = self.tokenizer.decode(before)
         if render.startswith(held):
             assert reply.cached_tokens == min(len(before), reply.prompt_tokens - 1)
-        self.fed.append(reply.prompt_tokens - reply.cached_tokens)
-        self.last = reply
+        self.last, self.before = reply, before
         return reply.text
 
 
@@ -242,6 +239,24 @@ def test_replies_that_begin_or_end_with_white_space(name, source, kind, trimmabl
     talk = begin(name, source, kind, trimmable)
     for take in (None, None, len(text)):
         talk.turn("Hello?", in_pieces(talk.tokenizer, text), take=take)
+
+
+@KIND
+@TRIMMABLE
+@pytest.mark.parametrize("text", [" the fox", "  the fox", " ", "the fox", " é", ""])
+@pytest.mark.parametrize("name", ["one-line", "headings", "chatml", "strict"])
+def test_the_space_before_a_reply_is_whose_the_template_says(name, kind, trimmable, text):
+    talk = begin(name, our_templates()[name], kind, trimmable)
+    for prompt in ("Hello?", "And now?", "Well?"):
+        said = talk.turn(prompt, in_pieces(talk.tokenizer, text))
+        if name in ("one-line", "strict"):  # one writes the space, the other trims
+            assert said == text.removeprefix(" ")
+        else:
+            assert said == text
+        assert talk.session.history[-1].content == said
+    if name == "chatml" or (name == "one-line" and text.startswith(" ")):
+        # Nothing of what was said is read again.
+        assert talk.last.cached_tokens == len(talk.before)
 
 
 GPT_OSS = "openai-gpt-oss-120b"

@@ -137,7 +137,36 @@ class MlxTokenizer:
 
     def detokenizer(self) -> MlxDetokenizer:
         """See `segue.engine.Tokenizer.detokenizer`."""
-        return MlxDetokenizer(self.wrapped.detokenizer)
+        return MlxDetokenizer(self.wrapped.detokenizer, drop_space=self._drops_space)
+
+    @cached_property
+    def _drops_space(self) -> bool:
+        """Whether a space at the front of a reply is none of its text.
+
+        So it is where the template writes that space itself, or trims it away. Where the template
+        writes replies as they are, the space must stay, or the next prompt would lack it.
+        """
+        without: dict[str, Any] = {}
+        for template_kwargs in (without, {"tools": []}):  # some fail without tools
+            try:
+                bare, spaced = (self._render_probe([said], template_kwargs) for said in ("x", " x"))
+                prompt = self._render_probe([], template_kwargs)
+            except TemplateError:
+                continue
+            return bare == spaced or bare.startswith(prompt + " x")
+        return True
+
+    def _render_probe(self, replies: list[str], template_kwargs: Mapping[str, Any]) -> str:
+        """A question and what is said then."""
+        said = ["q", *(part for reply in replies for part in (reply, "q"))]
+        return self.render(
+            [
+                {"role": ("user", "assistant")[index % 2], "content": content}
+                for index, content in enumerate(said)
+            ],
+            add_generation_prompt=True,
+            template_kwargs=template_kwargs,
+        )
 
 
 def _detokenizer_class(tokenizer: Any) -> Any:
@@ -155,17 +184,35 @@ def _detokenizer_class(tokenizer: Any) -> Any:
 
 
 class MlxDetokenizer:
-    """One of mlx-lm's streaming detokenizers behind Segue's `Detokenizer` protocol."""
+    """One of mlx-lm's streaming detokenizers behind Segue's `Detokenizer` protocol.
 
-    def __init__(self, streaming: StreamingDetokenizer) -> None:
+    Args:
+        streaming: It, fresh.
+        drop_space: Whether a space at the very front is left out; mlx-lm's own always do that, or
+            never, by the tokenizer's kind.
+    """
+
+    def __init__(self, streaming: StreamingDetokenizer, *, drop_space: bool = True) -> None:
         self._streaming = streaming
+        self._drop_space = False
+        if isinstance(streaming, (BPEStreamingDetokenizer, SPMStreamingDetokenizer)):
+            # They trim what stands at the front: now nothing does.
+            streaming.text, streaming.offset = ANCHOR, len(ANCHOR)
+            self._drop_space = drop_space
 
     def add(self, token: int) -> str:
         """See `segue.engine.Detokenizer.add`."""
         self._streaming.add_token(token)
-        return str(self._streaming.last_segment)
+        return self._new_text()
 
     def finish(self) -> str:
         """See `segue.engine.Detokenizer.finish`."""
         self._streaming.finalize()
-        return str(self._streaming.last_segment)
+        return self._new_text()
+
+    def _new_text(self) -> str:
+        text = str(self._streaming.last_segment)
+        if text and self._drop_space:
+            self._drop_space = False
+            text = text.removeprefix(" ")
+        return text
