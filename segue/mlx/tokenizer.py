@@ -146,8 +146,8 @@ class MlxTokenizer:
         So it is where the template writes that space itself, or trims it away. Where the template
         writes replies as they are, the space must stay, or the next prompt would lack it.
         """
-        without: dict[str, Any] = {}
-        for template_kwargs in (without, {"tools": []}):  # some fail without tools
+        attempts: list[dict[str, Any]] = [{}, {"tools": []}]  # some fail without tools
+        for template_kwargs in attempts:
             try:
                 bare, spaced = (self._render_probe([said], template_kwargs) for said in ("x", " x"))
                 prompt = self._render_probe([], template_kwargs)
