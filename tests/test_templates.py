@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -144,7 +144,8 @@ class Talk:
         **kwargs: Any,
     ) -> None:
         self.tokenizer = tokenizer
-        self._said = iter(())
+        self._said: Iterator[int] = iter(())
+        self.prompt: tuple[int, ...] = ()
         end = tokenizer.wrapped.eos_token_id
         self.engine = FakeEngine(
             lambda _: next(self._said, end), tokenizer=tokenizer, trimmable=trimmable
@@ -170,8 +171,12 @@ class Talk:
         ids: list[int],
         *,
         take: int | None = None,
+        goes_back_to_prompt: bool = True,
     ) -> str:
-        """A turn whose reply is these ids, the end-of-turn token behind; left after `take`."""
+        """A turn whose reply is these ids, the end-of-turn token behind; left after `take`.
+
+        If it can't keep the last reply, a cache with marks goes back to the end of its prompt.
+        """
         before = self.cache()
         marks = self.engine.contexts[-1].marks.offsets if self.engine.contexts else ()
         self._said = iter(ids)
@@ -192,11 +197,14 @@ class Talk:
             assert reply.cached_tokens == best
         else:
             assert reply.cached_tokens == max((m for m in marks if m <= best), default=0)
+            if goes_back_to_prompt:
+                # All that the two prompts share, as far as it is still held.
+                assert reply.cached_tokens == min(best, common_prefix(self.prompt, prompt_ids))
         # Wherever the render goes on from what is held, all of that stands.
         held = self.tokenizer.decode(before)
         if render.startswith(held):
             assert reply.cached_tokens == min(len(before), reply.prompt_tokens - 1)
-        self.last, self.before = reply, before
+        self.last, self.before, self.prompt = reply, before, prompt_ids
         return reply.text
 
 
@@ -228,7 +236,8 @@ def test_plain_replies_cut_short_or_not(name, source, kind, trimmable):
     talk.turn("Hello there", in_pieces(talk.tokenizer, "the é and 世 😀"))
     talk.turn("é", list(talk.tokenizer.encode("the brown fox")))
     talk.turn("The end.", [])
-    talk.turn("One more.", pieces)
+    # Seed writes a message without content in a way of its own, which no probe foresees.
+    talk.turn("One more.", pieces, goes_back_to_prompt=name != "ByteDance-Seed-OSS")
 
 
 @CASES
@@ -275,11 +284,14 @@ def test_replies_in_the_form_that_the_model_writes(name, source, kind, trimmable
             )
         )
     talk = begin(name, source, kind, trimmable)
+    # Nemotron 3 writes a thought that is closed in the content, but was not opened there, unlike
+    # any other reply.
+    back = name != "nemotron3nano"
     for answer in ("hello to the world", "the fox says: é"):
         reply = in_pieces(talk.tokenizer, in_form(name, answer))
-        talk.turn("What is the weather?", reply)
-        talk.turn("And now?", reply, take=len(reply) // 2)
-        talk.turn("Well?", reply, take=len(reply) - 1)
+        talk.turn("What is the weather?", reply, goes_back_to_prompt=back)
+        talk.turn("And now?", reply, take=len(reply) // 2, goes_back_to_prompt=back)
+        talk.turn("Well?", reply, take=len(reply) - 1, goes_back_to_prompt=back)
 
 
 def call(name: str, number: int, city: str) -> dict[str, Any]:
@@ -307,8 +319,9 @@ def test_tools_are_called_and_answer(name, source, kind, trimmable):
         assert not knows_tools(name, make(name, source, kind)), "the template knows tools after all"
         return
     talk = begin(name, source, kind, trimmable, template_kwargs={"tools": [TOOL]})
+    # Some write calls and results otherwise once they are answered.
     said = in_pieces(talk.tokenizer, "the fox")
-    talk.turn("Hello", said)
+    talk.turn("Hello", said, goes_back_to_prompt=False)
     asked = (
         [call(name, 1, "Paris"), call(name, 2, "Rome")]
         if traits.several
@@ -317,12 +330,14 @@ def test_tools_are_called_and_answer(name, source, kind, trimmable):
     answers = [result(1, "fine é"), result(2, "rain")] if traits.several else [result(1, "fine")]
     # The model's call, taken apart by whoever runs the tools.
     question = [Message.user("What is the weather?"), Message.assistant("", tool_calls=asked)]
-    talk.turn([*question, *answers], said)
-    talk.turn("Thanks!", said, take=3)
+    talk.turn([*question, *answers], said, goes_back_to_prompt=False)
+    talk.turn("Thanks!", said, take=3, goes_back_to_prompt=False)
     # One result after the other, each answered.
     call_again = Message.assistant("", tool_calls=[call(name, 3, "Bonn")])
-    talk.turn([Message.user("And Bonn?"), call_again, result(3, "snow")], said)
-    talk.turn("Well.", said)
+    talk.turn(
+        [Message.user("And Bonn?"), call_again, result(3, "snow")], said, goes_back_to_prompt=False
+    )
+    talk.turn("Well.", said, goes_back_to_prompt=False)
     assert "Bonn" in talk.tokenizer.decode(talk.cache())
 
 
