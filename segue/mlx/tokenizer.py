@@ -107,13 +107,21 @@ class MlxTokenizer:
 
     def _encode_inside(self, text: str) -> list[int]:
         """The ids of text that has something before it: a line break here, cut off again."""
-        anchor = self._encode(ANCHOR)
-        ids = self._encode(ANCHOR + text)
+        anchor, ids = self._anchor, self._encode(ANCHOR + text)
         return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._encode(text)
 
     @cached_property
+    def _anchor(self) -> list[int]:
+        return self._encode(ANCHOR)
+
+    @cached_property
+    def _added_tokens(self) -> Mapping[int, Any]:
+        # Tokenizers that are not Hugging Face's own have none.
+        return dict(getattr(self.wrapped, "added_tokens_decoder", {}))
+
+    @cached_property
     def _added(self) -> Mapping[str, int]:
-        return dict(self.wrapped.get_added_vocab())
+        return {token.content: index for index, token in self._added_tokens.items()}
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
@@ -123,9 +131,15 @@ class MlxTokenizer:
 
     @cached_property
     def _spaces_parts(self) -> bool:
-        """Whether a space is put behind special tokens."""
-        special = next(iter(self._added), None)
-        return special is not None and self.decode(self._encode(special + "a")) == special + " a"
+        """Whether a space is put behind special tokens, and nothing is swallowed beside them.
+
+        Where they swallow white space, as Phi's do, the publisher's ids spell no render anyway.
+        """
+        tokens = self._added_tokens.values()
+        if not tokens or any(token.lstrip or token.rstrip for token in tokens):
+            return False
+        special = next(iter(self._added))
+        return self.decode(self._encode(special + "a")) == special + " a"
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `segue.engine.Tokenizer.decode`."""
