@@ -146,6 +146,7 @@ class Talk:
         self.tokenizer = tokenizer
         self._said: Iterator[int] = iter(())
         self.prompt: tuple[int, ...] = ()
+        self.spoken: tuple[int, ...] = ()
         end = tokenizer.wrapped.eos_token_id
         self.engine = FakeEngine(
             lambda _: next(self._said, end), tokenizer=tokenizer, trimmable=trimmable
@@ -204,7 +205,14 @@ class Talk:
         held = self.tokenizer.decode(before)
         if render.startswith(held):
             assert reply.cached_tokens == min(len(before), reply.prompt_tokens - 1)
+        # White space at the end of a reply, which many templates trim, costs no more than itself.
+        if self.spoken and render.startswith(self.tokenizer.decode(self.spoken)):
+            assert best >= len(self.spoken)
         self.last, self.before, self.prompt = reply, before, prompt_ids
+        spoken = list(reply.tokens)
+        while spoken and not self.tokenizer.decode(spoken[-1:]).strip():
+            spoken.pop()
+        self.spoken = (*prompt_ids, *spoken) if spoken == ids[: len(spoken)] else ()
         return reply.text
 
 
