@@ -169,13 +169,19 @@ class PromptBuilder:
 def append_reply(tokenizer: Tokenizer, prompt: TokenLedger, tokens: Sequence[int]) -> TokenLedger:
     """The ledger of a prompt and the reply sampled after it.
 
-    A seam stands on either side of a final eos: not every template writes the one that was sampled.
+    A seam stands on either side of a final eos, as not every template writes the one that was
+    sampled, and before white space at the end, which many templates trim.
     """
     ended = bool(tokens) and tokens[-1] in tokenizer.eos_token_ids
     body = tokens[:-1] if ended else tokens
-    ledger = prompt.extend(body, spell(tokenizer, prompt.ids, body))
-    if ended:
-        ledger = ledger.extend(tokens[-1:], spell(tokenizer, ledger.ids, tokens[-1:]))
+    length = len(body)
+    while length and not tokenizer.decode(body[length - 1 : length]).strip():
+        length -= 1
+    if spell(tokenizer, prompt.ids, body[:length]) is None:  # but perhaps the whole can be told
+        length = len(body)
+    ledger = prompt
+    for part in (body[:length], body[length:], tokens[len(body) :]):
+        ledger = ledger.extend(part, spell(tokenizer, ledger.ids, part))
     return ledger
 
 

@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import (
     TokenizerWrapper,
 )
 from tiny import byte_level_tokenizer
-from tokenizers import Tokenizer, decoders, models, normalizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from segue import ChatSession, GenerationConfig, Message, MlxEngine, TemplateError
@@ -173,3 +173,26 @@ def test_indentation_survives_with_a_plain_sentencepiece_tokenizer():
     text = "x\n    y"
     shown = "".join(streaming.add(token) for token in plain.encode(text)) + streaming.finish()
     assert shown == text
+
+
+def test_no_space_is_invented_behind_special_tokens():
+    ours = MlxTokenizer(sentencepiece_tokenizer())
+    for text in ("<s>USER: hello", "hello</s>\nUSER: hi</s>", "<s><s> hello</s>  é", "hello", ""):
+        assert ours.decode(ours.encode(text)) == text
+
+
+def test_special_tokens_stay_whole_beside_a_line_break():
+    ours = MlxTokenizer(sentencepiece_tokenizer())
+    begin, end = (ours.wrapped.convert_tokens_to_ids(token) for token in ("<s>", "</s>"))
+    ids = ours.encode("<s>hello</s>\n<s>")
+    assert [token for token in ids if token in (begin, end)] == [begin, end, begin]
+    assert ids[0] == begin
+
+
+def test_special_tokens_that_swallow_white_space_do_so_as_their_publisher_says():
+    made = sentencepiece_tokenizer()
+    made.add_tokens(AddedToken("<|end|>", rstrip=True, normalized=False), special_tokens=True)
+    text = "hello<|end|>\nUSER: hi"
+    ids = MlxTokenizer(made).encode(text)
+    assert ids == made.encode(text, add_special_tokens=False)
+    assert made.convert_tokens_to_ids("<0x0A>") not in ids

@@ -58,3 +58,36 @@ def test_later_turns_feed_only_their_new_tokens_and_never_go_wrong(smollm2):
         new = f"<|im_end|>\n<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
         assert reply.prompt_tokens - before == len(smollm2.tokenizer.encode(new))
         check_next_logits(session, probe=28)
+
+
+QUESTIONS = ("Go on.", "Why?", "A word, please.", "And then?", "In French!", "Shorter.", "Who?")
+
+
+@pytest.mark.timeout(600)
+def test_two_hundred_hot_turns_read_nothing_again(smollm2):
+    """Sampled ids that no one would encode stay, turn after turn."""
+    tokenizer, turns, lost = smollm2.tokenizer, 0, 0
+    for conversation in range(5):
+        session = ChatSession(smollm2, instructions="Be odd.")
+        for turn in range(40):
+            seed = 40 * conversation + turn
+            session.generation = GenerationConfig(max_tokens=4, temperature=1.3, seed=seed)
+            held = session._cache.ledger.ids
+            with session.stream(QUESTIONS[seed % len(QUESTIONS)]) as reply:
+                list(reply)
+            turns += 1
+            assert reply.cached_tokens == len(held)
+            render = tokenizer.render(
+                [
+                    {"role": "system", "content": "Be odd."},
+                    *(message.to_template() for message in session.history[:-1]),
+                ],
+                add_generation_prompt=True,
+                template_kwargs={},
+            )
+            fed = session._cache.ledger.ids[: reply.prompt_tokens]
+            assert tokenizer.decode(fed) == render
+            # Encoded anew, as everyone else does.
+            lost += tuple(tokenizer.encode(render)[: len(held)]) != held
+    assert turns == 200
+    assert lost > turns // 2, f"encoding anew would have kept the cache in {turns - lost} turns"
