@@ -1,0 +1,56 @@
+"""Models of every type: never wrong, and never twice, whatever their caches are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import architectures
+import pytest
+from architectures import DATA, NO_DATA, TOLERANCE, CannotRunError, examine
+from tiny import tiny_llama
+
+PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
+
+
+@pytest.mark.skipif(DATA is None, reason=NO_DATA)
+@pytest.mark.parametrize("name", architectures.configurations() or [None])
+def test_a_scripted_conversation(name):
+    try:
+        result = examine(name)
+    except CannotRunError as error:
+        # Not a way out: the page lists what can't run, and why.
+        assert f"- {name}: {error}" in PAGE.read_text(encoding="utf-8")
+        pytest.skip(f"mlx-lm can't run {name} on this machine: {error}")
+    assert result.worst < TOLERANCE
+    # What is refused, and what can only be compared with mlx-lm, is known.
+    if f"- {name}:" not in PAGE.read_text(encoding="utf-8"):
+        assert result.row(name) in PAGE.read_text(encoding="utf-8"), "run: make docs"
+
+
+def test_the_script_finds_a_cache_that_is_not_rewound(monkeypatch):
+    """The check itself: a context that says it went back, and did not, is found out."""
+    from segue.mlx.kv_state import KVState
+
+    engine = architectures.wrap(tiny_llama(262))
+    architectures.Talk(engine, architectures.BASE).run()
+
+    def pretend(state, offset, mark=None):
+        state.offset = min(offset, state.offset)
+        return state.offset
+
+    monkeypatch.setattr(KVState, "rewind", pretend)
+    with pytest.raises(AssertionError, match="relative error"):
+        architectures.Talk(engine, architectures.BASE).run()
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+def test_the_script_finds_a_turn_that_feeds_another_number_of_tokens(monkeypatch, off):
+    from segue import session_cache
+
+    engine = architectures.wrap(tiny_llama(262))
+    keep = session_cache.tokens_to_keep
+    monkeypatch.setattr(
+        session_cache, "tokens_to_keep", lambda *args: max(0, keep(*args) + off * bool(keep(*args)))
+    )
+    with pytest.raises(AssertionError):
+        architectures.Talk(engine, architectures.BASE).run()

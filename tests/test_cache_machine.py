@@ -1,0 +1,210 @@
+"""The invariants of a session over caches of every kind, with real models (Hypothesis)."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from architectures import Expected, Recorder, Talk, common_prefix, wrap
+from cache_models import tiny_chunked, tiny_lists
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from tiny import tiny_hybrid, tiny_llama, tiny_mamba
+
+from segue import ChatSession, ConfigurationError, GenerationConfig, GenerationError, Message, Role
+
+BASE = GenerationConfig(max_tokens=3, prefill_step_size=16, max_marks=3, kv_group_size=32)
+KINDS = {
+    "full": (lambda size: tiny_llama(size, layers=2), {}),
+    "rotating": (lambda size: tiny_llama(size, layers=2, window=16), {}),
+    "recurrent": (tiny_mamba, {}),
+    "hybrid": (tiny_hybrid, {}),
+    "quantized": (
+        lambda size: tiny_llama(size, layers=2),
+        {"kv_bits": 8, "quantized_kv_start": 20},
+    ),
+    "chunked": (tiny_chunked, {}),
+    "cache lists": (tiny_lists, {}),
+}
+TEXTS = st.sampled_from(["", "the", "he", "é", "hello world", "why?"])
+
+
+class Failing(Recorder):
+    """A model that fails in the middle of a pass: some layers advanced, others did not."""
+
+    fail_in = 0
+
+    def __call__(self, tokens: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        if self.fail_in:
+            self.fail_in -= 1
+            if not self.fail_in:
+                layers = kwargs["cache"]
+                rest = list(layers[1:])
+                self.model(tokens, cache=layers)
+                # Only the first layer keeps what it read.
+                layers[1:] = [type(layer).__new__(type(layer)) for layer in rest]
+                raise RuntimeError("out of memory")
+        return super().__call__(tokens, *args, **kwargs)
+
+
+@cache
+def engine_of(kind: str) -> Any:
+    engine = wrap(KINDS[kind][0](262), kind)
+    engine.model = Failing(engine.model.model)
+    return engine
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Takes turns, breaks them off, makes them fail, and asks for caches of other kinds."""
+
+    @initialize(kind=st.sampled_from(sorted(KINDS)), instructions=st.none() | TEXTS)
+    def begin(self, kind, instructions):
+        self.engine = engine_of(kind)
+        self.engine.model.fail_in = 0
+        self.engine.tokenizer.edits.clear()
+        self.talk = Talk(self.engine, replace(BASE, **KINDS[kind][1]))
+        self.session.instructions = instructions
+        self.said: list[Message] = []
+        self.kind_of_cache = self.session.generation.cache_settings
+
+    @property
+    def session(self) -> ChatSession:
+        return self.talk.session
+
+    def new_kind(self):
+        """Settings that want another cache: it is made anew."""
+        if self.kind_of_cache != self.session.generation.cache_settings:
+            self.kind_of_cache = self.session.generation.cache_settings
+            self.talk.expected = Expected(self.engine, self.session.generation)
+
+    def record(self, text):
+        self.said.append(Message.user(text))
+        self.said.append(self.session.history[-1])
+        assert self.said[-1].role is Role.ASSISTANT
+
+    @rule(text=TEXTS, tokens=st.none() | st.integers(0, 3))
+    def turn(self, text, tokens):
+        self.new_kind()
+        # Fed exactly what had to be, and the logits those of a fresh context: see `Talk.turn`.
+        self.talk.turn(text, close_after=tokens)
+        self.record(text)
+
+    @rule(text=TEXTS)
+    def turn_beside_a_replay(self, text):
+        """The oracle: the same messages on a session of its own get the same reply."""
+        self.new_kind()
+        again = ChatSession(
+            self.engine,
+            instructions=self.session.instructions,
+            history=self.said,
+            generation=self.session.generation,
+        )
+        ours = self.talk.expected.held
+        self.talk.turn(text)
+        self.record(text)
+        said = again.respond(text)
+        # Where ids that were sampled stand that the tokenizer would not make, texts may differ.
+        theirs = again._cache.ledger.ids
+        prompt = self.talk.prompt_length
+        if tuple(self.talk.expected.held[:prompt]) == theirs[:prompt]:
+            if self.session.generation.kv_bits is None:
+                assert said == self.said[-1].content
+        else:
+            assert common_prefix(ours, theirs) < len(ours)
+
+    @rule(text=TEXTS, calls=st.integers(1, 4))
+    def turn_that_fails(self, text, calls):
+        self.new_kind()
+        reply = self.session.stream(text)
+        self.talk.expected.turn_to(self.session._cache.ledger.ids)
+        self.engine.model.fail_in = calls
+        self.engine.model.passes.clear()
+        try:
+            list(reply)
+        except GenerationError:
+            assert self.session.cached_tokens == 0
+            self.talk.expected.clear()
+        else:
+            self.talk.fed(reply.prompt_tokens)
+        finally:
+            self.engine.model.fail_in = 0
+        self.record(text)
+
+    @rule(text=TEXTS, new=TEXTS)
+    def edit_what_was_said(self, text, new):
+        if new != text:
+            self.engine.tokenizer.edits = {text: new}
+
+    @rule(instructions=st.none() | TEXTS)
+    def change_instructions(self, instructions):
+        self.session.instructions = instructions
+
+    @rule(
+        wanted=st.sampled_from(
+            [
+                {},
+                {"max_kv_size": 20},
+                {"max_kv_size": 48},
+                {"kv_bits": 8, "quantized_kv_start": 0},
+                {"kv_bits": 8, "quantized_kv_start": 40},
+            ]
+        ),
+        step=st.integers(3, 40),
+        max_marks=st.integers(0, 4),
+    )
+    def change_settings(self, wanted, step, max_marks):
+        config = replace(BASE, prefill_step_size=step, max_marks=max_marks, **wanted)
+        try:
+            self.engine.context(config)
+        except ConfigurationError:
+            # What the model can't do is refused in the next turn, and nothing changes.
+            before, held = self.session.generation, self.session.cached_tokens
+            self.session.generation = config
+            with pytest.raises(ConfigurationError):
+                self.session.stream("no")
+            self.session.generation = before
+            assert self.session.cached_tokens == held
+        else:
+            self.session.generation = config
+            self.talk.expected.most_marks = max_marks
+
+    @rule()
+    def clear(self):
+        self.session.clear()
+        self.said = []
+        self.talk.expected.clear()
+
+    @precondition(lambda self: self.said)
+    @invariant()
+    def nothing_is_lost(self):
+        assert list(self.session.history) == self.said
+        context = self.session._cache.context
+        if context is not None:
+            held = self.session._cache.ledger.ids
+            assert len(held) == context.offset
+            assert held == tuple(self.talk.expected.held) or (
+                self.kind_of_cache != self.session.generation.cache_settings
+            )
+            assert len(context.marks.offsets) <= 4
+
+
+CacheMachine.TestCase.settings = settings(
+    max_examples=int(os.environ.get("SEGUE_MACHINE_RUNS", "100")), stateful_step_count=50
+)
+TestCaches = pytest.mark.timeout(3600)(CacheMachine.TestCase)
+
+
+def test_every_kind_of_cache_is_among_them():
+    names = {
+        type(layer).__name__
+        for kind in KINDS
+        for layer in engine_of(kind).context(BASE)._state.layers
+    }
+    assert names == {"KVCache", "RotatingKVCache", "ArraysCache", "ChunkedKVCache", "CacheList"}
+    assert len(list(itertools.chain(KINDS))) == 7
