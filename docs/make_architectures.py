@@ -11,9 +11,7 @@ from pathlib import Path
 TARGET = Path(__file__).with_name("architectures.md")
 sys.path.insert(0, str(TARGET.parent.parent / "tests"))
 
-import segue.mlx  # noqa: E402, F401 (puts a good BLAS in place before MLX is imported)
-
-from architectures import (  # noqa: E402, I001
+from architectures import (  # noqa: E402
     DATA,
     EXACT,
     FED_ONLY,
@@ -23,6 +21,8 @@ from architectures import (  # noqa: E402, I001
     configurations,
     examine,
 )
+
+import segue.mlx  # noqa: E402, F401 (puts a good BLAS in place before MLX is imported)
 
 TEXT = """\
 # Architectures

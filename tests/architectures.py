@@ -361,8 +361,8 @@ class Talk:
         with reply:
             list(itertools.islice(reply, close_after))
         fed = list(itertools.chain.from_iterable(recorder.passes))
-        # Each token that was told is in the cache, and nothing else was fed. (A reply that is closed
-        # before its first token was never begun.)
+        # Each token that was told is in the cache, and nothing else was fed. A reply that is closed
+        # before its first token was never begun.
         assert fed == ([] if close_after == 0 else [*ids[kept:], *reply.tokens])
         self.fed(len(ids))
         assert session._cache.ledger.ids == tuple(expected.held)
