@@ -151,8 +151,8 @@ class CacheMachine(RuleBasedStateMachine):
         wanted=st.sampled_from(
             [
                 {},
-                {"max_kv_size": 20},
-                {"max_kv_size": 48},
+                {"max_kv_size": 40},
+                {"max_kv_size": 64},
                 {"kv_bits": 8, "quantized_kv_start": 0},
                 {"kv_bits": 8, "quantized_kv_start": 40},
             ]
