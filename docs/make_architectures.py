@@ -8,6 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import segue.mlx  # noqa: F401 (puts a good BLAS in place before MLX is imported)
+
 TARGET = Path(__file__).with_name("architectures.md")
 sys.path.insert(0, str(TARGET.parent.parent / "tests"))
 
@@ -21,8 +23,6 @@ from architectures import (  # noqa: E402
     configurations,
     examine,
 )
-
-import segue.mlx  # noqa: E402, F401 (puts a good BLAS in place before MLX is imported)
 
 TEXT = """\
 # Architectures

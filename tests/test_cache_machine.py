@@ -90,11 +90,11 @@ class CacheMachine(RuleBasedStateMachine):
         self.said.append(self.session.history[-1])
         assert self.said[-1].role is Role.ASSISTANT
 
-    @rule(text=TEXTS, tokens=st.none() | st.integers(0, 3))
-    def turn(self, text, tokens):
+    @rule(text=TEXTS, tokens=st.none() | st.integers(0, 3), look=st.booleans())
+    def turn(self, text, tokens, look):
         self.new_kind()
         # Fed exactly what had to be, and the logits those of a fresh context: see `Talk.turn`.
-        self.talk.turn(text, close_after=tokens)
+        self.talk.turn(text, close_after=tokens, look=look)
         self.record(text)
 
     @rule(text=TEXTS)
@@ -108,7 +108,7 @@ class CacheMachine(RuleBasedStateMachine):
             generation=self.session.generation,
         )
         ours = self.talk.expected.held
-        self.talk.turn(text)
+        self.talk.turn(text, look=False)
         self.record(text)
         said = again.respond(text)
         # Where ids that were sampled stand that the tokenizer would not make, texts may differ.
@@ -157,7 +157,7 @@ class CacheMachine(RuleBasedStateMachine):
                 {"kv_bits": 8, "quantized_kv_start": 40},
             ]
         ),
-        step=st.integers(3, 40),
+        step=st.integers(8, 60),
         max_marks=st.integers(0, 4),
     )
     def change_settings(self, wanted, step, max_marks):
