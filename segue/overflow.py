@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 from .config import GenerationConfig
 from .errors import ConfigurationError, ContextLengthError
@@ -16,8 +16,6 @@ with the turn it is part of, and never a system message; a callable returns anot
 
 # The share of a context that is kept free for a reply, if that may be so long.
 RESERVED_SHARE = 4
-
-Built = TypeVar("Built")
 
 
 class ContextLimit:
@@ -40,41 +38,63 @@ class ContextLimit:
         self.limit = limit
         self._on_overflow = on_overflow
 
+    @property
+    def strict(self) -> bool:
+        """Whether what does not fit is an error, whatever becomes of the history."""
+        return self._on_overflow == "error"
+
     def fit(
         self,
         history: Sequence[Message],
-        build: Callable[[Sequence[Message]], tuple[Built, int]],
+        messages: Sequence[Message],
+        measure: Callable[[Sequence[Message]], int],
         *,
         max_tokens: int,
-    ) -> tuple[Built, tuple[Message, ...]]:
-        """A prompt that fits, and the history that it goes on from.
+    ) -> tuple[Message, ...]:
+        """The history that a turn can go on from.
 
         Args:
             history: What was said before.
-            build: Makes a prompt of a history, and says how many tokens it has.
+            messages: What is said now; its own turn is never dropped, even if it began before.
+            measure: How many tokens a prompt of some history and these messages has.
             max_tokens: How long the reply may be.
 
         Raises:
-            ContextLengthError: There is no such prompt.
+            ContextLengthError: There is no such history.
             MessageError: A callable returned something other than messages.
         """
-        prompt, length = build(history)
-        limit = self.limit
+        limit, kept = self.limit, tuple(history)
+        length = measure(kept)
         if limit is None:
-            return prompt, tuple(history)
+            return kept
         if self._on_overflow == "drop-oldest":
             reserve = max(min(max_tokens, limit // RESERVED_SHARE), 1)
-            turns = split_turns(history)
-            while length + reserve > limit and any(map(_may_go, turns)):
-                oldest = next(turn for turn in turns if _may_go(turn))
-                turns.remove(oldest)
-                history = [message for turn in turns for message in turn]
-                prompt, length = build(history)
+            if length + reserve > limit:
+                # Each turn that goes makes the prompt shorter: the fewest that must go are found by
+                # halving, since every attempt renders and encodes.
+                least, most = 1, len(split_turns([*history, *messages])) - 1
+                while least < most:
+                    middle = (least + most) // 2
+                    attempt = without_turns(history, messages, middle)
+                    least, most = (
+                        (least, middle)
+                        if measure(attempt) + reserve <= limit
+                        else (middle + 1, most)
+                    )
+                kept = without_turns(history, messages, least)
+                length = measure(kept)
         elif callable(self._on_overflow) and length >= limit:
-            history = check_messages(self._on_overflow(tuple(history)))
-            prompt, length = build(history)
+            kept = check_messages(self._on_overflow(kept))
+            length = measure(kept)
         self.check(length)
-        return prompt, tuple(history)
+        return kept
+
+    def is_near(self, length: int, max_tokens: int) -> bool:
+        """Whether a prompt of this length leaves too little room, so that `fit` must see to it."""
+        if self.limit is None:
+            return False
+        reserve = min(max_tokens, self.limit // RESERVED_SHARE)
+        return length + max(reserve if self._on_overflow == "drop-oldest" else 1, 1) > self.limit
 
     def check(self, length: int) -> None:
         """Refuse a prompt that leaves no room for a token of reply.
@@ -98,20 +118,46 @@ class ContextLimit:
 
 
 def split_turns(history: Sequence[Message]) -> list[list[Message]]:
-    """A history by turns: each begins with what a person says, tool exchanges are part of it.
-
-    System messages stand alone.
-    """
+    """A history by turns: each begins with what a person says, tool exchanges are part of it."""
     turns: list[list[Message]] = []
+    asking = False
     for message in history:
-        alone = message.role is Role.SYSTEM
-        begins = message.role is Role.USER and not (turns and turns[-1][-1].role is Role.USER)
-        if alone or begins or not turns or turns[-1][-1].role is Role.SYSTEM:
+        begins = message.role is Role.USER and not asking
+        asking = message.role is Role.USER or (asking and message.role is Role.SYSTEM)
+        if begins or not turns:
             turns.append([message])
         else:
             turns[-1].append(message)
     return turns
 
 
-def _may_go(turn: Sequence[Message]) -> bool:
-    return turn[0].role is not Role.SYSTEM
+def without_turns(
+    history: Sequence[Message], messages: Sequence[Message], count: int
+) -> tuple[Message, ...]:
+    """A history without its oldest turns; system messages stay, and so does the turn that goes on.
+
+    Args:
+        history: What was said before.
+        messages: What is said now; the turn that it belongs to stays whole.
+        count: How many turns go, at most.
+    """
+    dropped = 0
+    for turn in split_turns([*history, *messages])[:count]:
+        if dropped + len(turn) > len(history):
+            break
+        dropped += len(turn)
+    system = [message for message in history[:dropped] if message.role is Role.SYSTEM]
+    return (*system, *history[dropped:])
+
+
+def dropped_from(history: Sequence[Message], kept: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages of one history that another one lacks."""
+    remaining = list(kept)
+    dropped = []
+    # The newest stay.
+    for message in reversed(history):
+        if message in remaining:
+            remaining.remove(message)
+        else:
+            dropped.append(message)
+    return tuple(reversed(dropped))

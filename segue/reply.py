@@ -68,6 +68,7 @@ class Reply:
         self._prefill_started = 0.0
         self._decode_started = 0.0
         self._last_token = 0.0
+        self._usage: TurnUsage | None = None
         self._prompt_tps = 0.0
 
     @property
@@ -108,6 +109,8 @@ class Reply:
     @property
     def usage(self) -> TurnUsage:
         """What this turn has cost so far."""
+        if self._usage is not None:
+            return self._usage
         fed = self._prompt_tokens - self._cached_tokens
         if not self._tokens:
             # Broken off while the prompt was being read: only a part of it may have been.
@@ -276,6 +279,7 @@ class Reply:
             try:
                 if self._finish_reason is None:
                     self._keep(self._split(self._tail(), last=True))
+                self._usage = self.usage
                 self._record(self)
             finally:
                 self._hold.disarm()

@@ -17,7 +17,7 @@ from .errors import ConfigurationError, PromptCacheError, SessionBusyError
 from .interrupt import InterruptHold
 from .ledger import common_prefix
 from .messages import Message, Role, as_messages, check_messages
-from .overflow import ContextLimit, OnOverflow
+from .overflow import ContextLimit, OnOverflow, dropped_from
 from .prompt import Prompt, PromptBuilder
 from .prompt_cache import PromptCache, checked_path, describe
 from .reasoning import ReasoningSplitter
@@ -93,7 +93,7 @@ class ChatSession:
         self._template_kwargs = copy.deepcopy(dict(template_kwargs or {}))
         self._prompts = PromptBuilder(engine.tokenizer, self._template_kwargs)
         self._live: weakref.ref[Reply] | None = None
-        self._reading = False
+        self._busy = False
         self._turns: list[TurnUsage] = []
         # Tokens that were fed outside of turns.
         self._read: Counter[str] = Counter()
@@ -224,42 +224,50 @@ class ChatSession:
         messages = as_messages(prompt, role)
         check_progress(prompt_progress_callback)
         self._close_live()
-        config = self._generation
+        # Whatever is called from here on (templates, on_overflow) finds the session busy.
+        self._busy = True
+        try:
+            return self._begin(messages, prompt_progress_callback)
+        finally:
+            self._busy = False
+
+    def _begin(self, messages: Sequence[Message], progress: PrefillProgress | None) -> Reply:
+        config, prompts, cache = self._generation, self._prompts, self._cache
         tokenizer = self._engine.tokenizer
         # A cache of another kind is replaced only once nothing can be refused any more.
-        context = self._cache.context_for(config)
-        held = self._cache.held(config)
+        context = cache.context_for(config)
+        held = cache.held(config)
 
-        def build(history: Sequence[Message]) -> tuple[Prompt, int]:
-            whole = [*history, *messages]
-            built = self._prompts.build(self._system, whole, held, places=context.wants_marks)
-            return built, context.prefix + len(built.ledger.ids)
+        def build(history: Sequence[Message], *, places: bool) -> Prompt:
+            return prompts.build(self._system, [*history, *messages], held, places=places)
 
-        built, kept = self._limit.fit(self._history, build, max_tokens=config.max_tokens)
-        ids = built.ledger.ids
+        def measure(history: Sequence[Message]) -> int:
+            return context.prefix + len(build(history, places=False).ledger.ids)
+
+        history = tuple(self._history)
+        built = build(history, places=context.wants_marks)
+        if self._limit.is_near(context.prefix + len(built.ledger.ids), config.max_tokens):
+            history = self._limit.fit(history, messages, measure, max_tokens=config.max_tokens)
+            built = build(history, places=context.wants_marks)
+        ids, text = built.ledger.ids, built.ledger.text
         config = self._limit.within(config, context.prefix + len(ids))
-        steps = context.generate(
-            ids,
-            config,
-            prompt_progress_callback,
-            marks=(built.opening, built.stable),
-            pinned=built.opening,
-        )
-
+        marks = (built.opening, built.stable)
+        steps = context.generate(ids, config, progress, marks=marks, pinned=built.opening)
         detokenizer = tokenizer.detokenizer()
-
+        # What the template writes behind the last message may begin the reasoning.
+        asked = messages[-1].content
+        behind = text[text.rfind(asked) + len(asked) :] if asked in text else text
         hold = InterruptHold()
         with hold:
-            cached = self._cache.turn_to(context, config, built.ledger)
-            remaining = {id(message) for message in kept}
-            dropped = tuple(entry for entry in self._history if id(entry) not in remaining)
-            self._history[:] = [*kept, *messages]
+            cached = cache.turn_to(context, config, built.ledger)
+            dropped = dropped_from(self._history, history)
+            self._history[:] = [*history, *messages]
             reply = Reply(
                 steps,
                 context=context,
                 eos_token_ids=tokenizer.eos_token_ids,
                 detokenizer=detokenizer,
-                splitter=ReasoningSplitter(tokenizer.reasoning_tags, built.ledger.text),
+                splitter=ReasoningSplitter(tokenizer.reasoning_tags, behind),
                 config=config,
                 prompt_tokens=context.prefix + len(ids),
                 cached_tokens=cached,
@@ -320,32 +328,36 @@ class ChatSession:
         self._close_live()
         step_size = self._generation.prefill_step_size if step_size is None else step_size
         config = replace(self._generation, max_tokens=0, prefill_step_size=step_size)
-        cache = self._cache
-        held = cache.held(config)
-        opening = self._prompts.build_opening(self._system, self._history, held)
-        ids = opening.ledger.ids
-        if common_prefix(held.ids, ids) == len(ids):
-            return 0
-        context = cache.context_for(config)
-        self._limit.check(context.prefix + len(ids))
-        places = (opening.opening, opening.stable)
-        steps = context.generate(ids, config, progress, marks=places, pinned=opening.opening)
-        hold = InterruptHold()
-        with hold:
-            before = cache.turn_to(context, config, opening.ledger)
-            self._reading = True
-            try:
-                for _ in steps:
-                    pass
-            except BaseException:
-                hold.pass_on()
-                raise
-            finally:
-                self._reading = False
-                cache.commit()
-                fed = max(context.offset - before, 0)
-                self._read[reason] += fed
-            hold.deliver()
+        cache, hold, fed = self._cache, InterruptHold(), 0
+        self._busy = True
+        try:
+            held = cache.held(config)
+            opening = self._prompts.build_opening(self._system, self._history, held)
+            ids = opening.ledger.ids
+            if common_prefix(held.ids, ids) == len(ids):
+                return 0
+            context = cache.context_for(config)
+            if self._limit.strict:
+                self._limit.check(context.prefix + len(ids))
+            elif self._limit.is_near(context.prefix + len(ids), 1):
+                return 0  # the next turn makes room first
+            places = (opening.opening, opening.stable)
+            steps = context.generate(ids, config, progress, marks=places, pinned=opening.opening)
+            with hold:
+                before = cache.turn_to(context, config, opening.ledger)
+                try:
+                    for _ in steps:
+                        pass
+                finally:
+                    cache.commit()
+                    fed = max(context.offset - before, 0)
+                    self._read[reason] += fed
+                hold.deliver()
+        except BaseException:
+            hold.pass_on()
+            raise
+        finally:
+            self._busy = False
         return fed
 
     def save_cache(self, path: str | os.PathLike[str]) -> None:
@@ -390,10 +402,10 @@ class ChatSession:
         self._history.clear()
 
     def _close_live(self) -> None:
-        if self._reading:
+        if self._busy:
             raise SessionBusyError(
-                "This session is reading its prompt at this moment.",
-                remedy="Don't use it inside its own progress callback, nor from two threads.",
+                "This session is making or reading a prompt at this moment.",
+                remedy="Don't use it inside its own callbacks, nor from two threads.",
             )
         reply = self._live() if self._live is not None else None
         if reply is not None:

@@ -110,8 +110,10 @@ class SessionCache:
         Returns:
             How many tokens it holds, its prefix included.
         """
-        keep = tokens_to_keep(self.held(config), prompt)
-        if context is not self.context:
+        keep = 0
+        if context is self.context:
+            keep = tokens_to_keep(self.held(config), prompt)
+        else:
             self._acceptance = self.acceptance
             self.context, self._settings = context, config.cache_settings
         self.ledger = prompt

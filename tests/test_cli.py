@@ -249,6 +249,24 @@ def test_what_goes_wrong_while_reading_ahead_is_left_to_the_next_turn():
     assert session.respond("hi") == "hello"
 
 
+class Marking(ToyTokenizer):
+    reasoning_tags = ("<think>", "</think>")
+
+
+def test_reasoning_is_shown_as_a_quotation_and_left_out_of_pipes(capsys, monkeypatch):
+    said = "<think>\nthe world\n</think>\n\nyes"
+    shown, session = converse("hi", script=[said], tokenizer=Marking())
+    lines = [line.strip() for line in shown.splitlines() if line.strip()]
+    assert "the world" in lines[0]
+    assert lines[1] == "yes"
+    assert session.history[-1].reasoning == "the world"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
+    engine = FakeEngine([said], tokenizer=Marking())
+    monkeypatch.setattr("segue.mlx.loading.load", lambda name: engine)
+    assert run("chat") == 0
+    assert capsys.readouterr().out == "yes\n"
+
+
 def test_ctrl_c_at_the_prompt_asks_again_and_ctrl_d_leaves():
     _, session = converse(KeyboardInterrupt(), "hi", EOFError(), "never")
     assert len(session.history) == 2

@@ -15,8 +15,9 @@ from segue import (
     Message,
     MessageError,
     Role,
+    SessionBusyError,
 )
-from segue.overflow import split_turns
+from segue.overflow import dropped_from, split_turns, without_turns
 from segue.testing import FakeEngine
 
 LIMIT = 160
@@ -120,19 +121,80 @@ def test_prewarming_too_much_is_refused():
 ROLES = st.lists(st.sampled_from(list(Role)), max_size=20)
 
 
-@given(ROLES)
-def test_turns_are_whole(roles):
+@given(ROLES, ROLES.filter(bool), st.integers(0, 8))
+def test_only_whole_turns_go_and_never_a_system_message(roles, new, count):
     history = [Message(role, str(n)) for n, role in enumerate(roles)]
-    turns = split_turns(history)
-    assert [message for turn in turns for message in turn] == history
+    messages = [Message(role, f"new {n}") for n, role in enumerate(new)]
+    turns = split_turns([*history, *messages])
+    assert [message for turn in turns for message in turn] == [*history, *messages]
+    for turn in turns[1:]:
+        assert turn[0].role is Role.USER
+        # Once it is answered, a turn has no more questions.
+        answered = [message.role not in (Role.USER, Role.SYSTEM) for message in turn]
+        if any(answered):
+            rest = turn[answered.index(True) :]
+            assert all(message.role is not Role.USER for message in rest)
+    kept = without_turns(history, messages, count)
+    system = [message for message in history if message.role is Role.SYSTEM]
+    assert [message for message in kept if message.role is Role.SYSTEM] == system
+    gone = [message for message in history if message not in kept]
     for turn in turns:
-        assert turn
-        # A system message stands alone; a tool result is never the first of a turn that has a call.
-        assert len(turn) == 1 or all(message.role is not Role.SYSTEM for message in turn)
-        first_answer = next(
-            (n for n, message in enumerate(turn) if message.role is not Role.USER), len(turn)
-        )
-        assert all(message.role is not Role.USER for message in turn[first_answer:])
+        spoken = [message for message in turn if message.role is not Role.SYSTEM]
+        assert all(message in gone for message in spoken) or not any(m in gone for m in spoken)
+    goes_on = next(turn for turn in turns if messages[0] in turn)
+    assert not any(message in gone for message in goes_on)
+    assert dropped_from(history, kept) == tuple(gone)
+
+
+def test_a_call_is_never_dropped_before_its_result():
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    history = [
+        Message.user("old"),
+        Message.assistant("said"),
+        Message.user("q" * 30),
+        Message.assistant("", tool_calls=[call]),
+    ]
+    for limit in range(100, 400, 10):
+        engine = FakeEngine(["ok"], context_length=limit)
+        session = ChatSession(engine, history=history, on_overflow="drop-oldest")
+        try:
+            session.respond(Message.tool("r" * 60, name="f"))
+        except ContextLengthError:
+            assert list(session.history) == history
+            continue
+        assert list(session.history[-4:-1]) == [*history[2:], Message.tool("r" * 60, name="f")]
+
+
+def test_a_callable_that_uses_the_session_is_refused():
+    def meddle(history):
+        with pytest.raises(SessionBusyError):
+            session.respond("summarize")
+        with pytest.raises(SessionBusyError):
+            session.clear()
+        return history[-2:]
+
+    session = session_of(on_overflow=meddle)
+    fill(session)
+    session.respond("x" * 40)
+    assert len(session.history) == 4
+
+
+def test_a_message_that_is_said_again_and_again_is_told_when_it_goes():
+    session = session_of(on_overflow="drop-oldest")
+    again = Message.user("again")
+    for _ in range(20):
+        before = len(session.history)
+        reply = session.stream(again)
+        list(reply)
+        assert len(reply.dropped) == before + 2 - len(session.history)
+
+
+def test_settling_leaves_a_full_context_to_the_next_turn():
+    session = session_of(
+        history=[Message.user("x" * 200), Message.assistant("ok")], on_overflow="drop-oldest"
+    )
+    assert session.prewarm() == 0
+    assert session.respond("hi")
 
 
 def test_usage_adds_up():

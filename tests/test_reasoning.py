@@ -233,3 +233,21 @@ def think_for(count: int, tokenizer: ToyTokenizer):
         return mx.where(wanted, logits, -1e9)
 
     return process
+
+
+def test_a_question_about_the_mark_begins_no_reasoning():
+    class Bare(Thinking):
+        def render(self, messages, **kwargs):
+            return "".join(message["content"] for message in messages)
+
+    session = ChatSession(FakeEngine(["yes"], tokenizer=Bare()))
+    assert session.respond("what is <think>") == "yes"
+
+
+def test_what_a_turn_has_cost_does_not_change_later():
+    session = session_of("one", "two")
+    reply = session.stream("hi")
+    reply.close()
+    cost = reply.usage
+    session.respond("ho")
+    assert reply.usage == cost == session.usage.turns[0]

@@ -15,7 +15,8 @@ from ..config import PROMPT_LOOKUP, GenerationConfig, SpeculativeDecodingConfig
 from ..engine import Engine
 from ..errors import SegueError
 from ..prompt_cache import load_prompt_cache
-from ..response import GenerationResponse
+from ..reply import Reply
+from ..response import GenerationResponse, TextKind
 from ..session import ChatSession
 from .commands import COMMANDS
 from .idle import reading_ahead
@@ -96,8 +97,9 @@ def answer_lines(session: ChatSession) -> None:
         if prompt := line.strip():
             with session.stream(prompt) as reply:
                 for response in reply:
-                    sys.stdout.write(response.text)
-                    sys.stdout.flush()
+                    if response.kind is TextKind.ANSWER:
+                        sys.stdout.write(response.text)
+                        sys.stdout.flush()
             sys.stdout.write("\n")
             sys.stdout.flush()
 
@@ -171,23 +173,47 @@ class TerminalChat:
                     shown.note(f"reading {fed:,} of {total:,} tokens …")
 
             reply = self.session.stream(text, prompt_progress_callback=progress)
+            spoken = _Spoken(shown)
             try:
                 for response in reply:
                     if first_token is None:
                         first_token = perf_counter() - started
                     last = response
-                    shown.write(response.text)
+                    spoken.write(response.kind, response.text)
             except KeyboardInterrupt:
                 stopped = True
             finally:
-                written = len(reply.text)
                 # A Ctrl-C that comes this late asks for what is being done.
                 with suppress(KeyboardInterrupt):
                     reply.close()
-                # A character or a stop string may have been withheld when the reply was stopped.
-                shown.write(reply.text[written:])
+                # Some text may have been withheld when the reply was stopped.
+                spoken.finish(reply)
         line = turn_line(self.session.usage.turns[-1], last, first_token, stopped=stopped)
         self.console.print(line, style="dim", markup=False)
         if stopped and last is None:
             told = "Your message stays in the conversation, and is read with the next one."
             self.console.print(told, style="dim")
+
+
+class _Spoken:
+    """Shows the two kinds of a reply's text: reasoning as a quotation in front of the answer."""
+
+    def __init__(self, shown: MarkdownStream) -> None:
+        self._shown = shown
+        self._written = dict.fromkeys(TextKind, 0)
+
+    def write(self, kind: TextKind, text: str) -> None:
+        if not text:
+            return
+        if kind is TextKind.REASONING:
+            begun = "" if self._written[kind] else "> "
+            self._shown.write(begun + text.replace("\n", "\n> "))
+        else:
+            behind_reasoning = self._written[TextKind.REASONING] and not self._written[kind]
+            self._shown.write("\n\n" + text if behind_reasoning else text)
+        self._written[kind] += len(text)
+
+    def finish(self, reply: Reply) -> None:
+        """Show what of a reply was not shown yet."""
+        self.write(TextKind.REASONING, reply.reasoning[self._written[TextKind.REASONING] :])
+        self.write(TextKind.ANSWER, reply.text[self._written[TextKind.ANSWER] :])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from ..session import ChatSession
 
@@ -41,4 +41,7 @@ def reading_ahead(session: ChatSession) -> Iterator[None]:
         yield
     finally:
         enough.set()
-        reader.join()
+        # Another Ctrl-C must not leave the session to two threads.
+        while reader.is_alive():
+            with suppress(KeyboardInterrupt):
+                reader.join()

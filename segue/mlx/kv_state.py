@@ -160,7 +160,8 @@ class KVState:
             most: How many marks are kept.
             most_bytes: How large they may be together.
         """
-        if self.trimmable or any(mark.offset == self.offset for mark in self.marks):
+        known = {self.prefix, *(mark.offset for mark in self.marks)}
+        if self.trimmable or self.offset in known:
             return
         self.marks.append(self.mark())
         while self.marks and (len(self.marks) > most or self.mark_bytes > most_bytes):

@@ -145,7 +145,7 @@ class FakeContext:
         return Marks(tuple(self._marks), len(self._marks))
 
     def _keep_mark(self, config: GenerationConfig) -> None:
-        if self.wants_marks and self.offset not in self._marks:
+        if self.wants_marks and self.offset not in (self.prefix, *self._marks):
             self._marks.append(self.offset)
             while len(self._marks) > config.max_marks:
                 del self._marks[1 if len(self._marks) > 2 else 0]
