@@ -29,7 +29,7 @@ else
   MADE := $(VENV)/.python
 endif
 
-.PHONY: chat test test-models check format lock docs bench clean
+.PHONY: chat test test-models check format lock docs architectures bench clean
 
 chat: $(VENV)/.ready-chat
 	@$(BIN)/segue chat
@@ -54,8 +54,13 @@ format: $(VENV)/.ready-dev
 docs: $(VENV)/.ready-dev
 	$(BIN)/python docs/make_reference.py
 
+# A scripted conversation with every model type; needs SEGUE_DATA, and some minutes.
+architectures: $(VENV)/.ready-dev
+	$(BIN)/python docs/make_architectures.py
+
 bench: $(VENV)/.ready-chat
 	$(BIN)/python benchmarks/decode_overhead.py
+	$(BIN)/python benchmarks/speculative.py
 
 # The versions that CI and development use, for every platform and Python at once.
 lock:

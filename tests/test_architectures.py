@@ -25,7 +25,7 @@ def test_a_scripted_conversation(name):
     assert result.worst < TOLERANCE
     # What is refused, and what can only be compared with mlx-lm, is known.
     if f"- {name}:" not in PAGE.read_text(encoding="utf-8"):
-        assert result.row(name) in PAGE.read_text(encoding="utf-8"), "run: make docs"
+        assert result.row(name) in PAGE.read_text(encoding="utf-8"), "run: make architectures"
 
 
 def test_the_script_finds_a_cache_that_is_not_rewound(monkeypatch):

@@ -64,6 +64,7 @@ QUESTIONS = ("Go on.", "Why?", "A word, please.", "And then?", "In French!", "Sh
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_two_hundred_hot_turns_read_nothing_again(smollm2):
     """Sampled ids that no one would encode stay, turn after turn."""
     tokenizer, turns, lost = smollm2.tokenizer, 0, 0
