@@ -38,12 +38,13 @@ class ContextLimit:
         self.limit = limit
         self._on_overflow = on_overflow
 
-    @property
-    def strict(self) -> bool:
-        """Whether what does not fit is an error, whatever becomes of the history."""
-        return self._on_overflow == "error"
+    def needs_room(self, length: int, max_tokens: int) -> bool:
+        """Whether a prompt of this length leaves too little room, and `make_room` may help."""
+        if self.limit is None or self._on_overflow == "error":
+            return False
+        return length + self._reserve(max_tokens) > self.limit
 
-    def fit(
+    def make_room(
         self,
         history: Sequence[Message],
         messages: Sequence[Message],
@@ -51,7 +52,7 @@ class ContextLimit:
         *,
         max_tokens: int,
     ) -> tuple[Message, ...]:
-        """The history that a turn can go on from.
+        """The history that a turn can go on from where `needs_room` says so; `check` what it makes.
 
         Args:
             history: What was said before.
@@ -60,41 +61,28 @@ class ContextLimit:
             max_tokens: How long the reply may be.
 
         Raises:
-            ContextLengthError: There is no such history.
             MessageError: A callable returned something other than messages.
         """
-        limit, kept = self.limit, tuple(history)
-        length = measure(kept)
-        if limit is None:
-            return kept
-        if self._on_overflow == "drop-oldest":
-            reserve = max(min(max_tokens, limit // RESERVED_SHARE), 1)
-            if length + reserve > limit:
-                # Each turn that goes makes the prompt shorter: the fewest that must go are found by
-                # halving, since every attempt renders and encodes.
-                least, most = 1, len(split_turns([*history, *messages])) - 1
-                while least < most:
-                    middle = (least + most) // 2
-                    attempt = without_turns(history, messages, middle)
-                    least, most = (
-                        (least, middle)
-                        if measure(attempt) + reserve <= limit
-                        else (middle + 1, most)
-                    )
-                kept = without_turns(history, messages, least)
-                length = measure(kept)
-        elif callable(self._on_overflow) and length >= limit:
-            kept = check_messages(self._on_overflow(kept))
-            length = measure(kept)
-        self.check(length)
-        return kept
+        if callable(self._on_overflow):
+            return check_messages(self._on_overflow(tuple(history)))
+        assert self.limit is not None
+        room = self.limit - self._reserve(max_tokens)
+        # Each turn that goes makes the prompt shorter: the fewest that must go are found by
+        # halving, since every attempt renders and encodes.
+        least, most = 1, len(split_turns([*history, *messages])) - 1
+        while least < most:
+            middle = (least + most) // 2
+            if measure(without_turns(history, messages, middle)) <= room:
+                most = middle
+            else:
+                least = middle + 1
+        return without_turns(history, messages, least)
 
-    def is_near(self, length: int, max_tokens: int) -> bool:
-        """Whether a prompt of this length leaves too little room, so that `fit` must see to it."""
-        if self.limit is None:
-            return False
-        reserve = min(max_tokens, self.limit // RESERVED_SHARE)
-        return length + max(reserve if self._on_overflow == "drop-oldest" else 1, 1) > self.limit
+    def _reserve(self, max_tokens: int) -> int:
+        """How many tokens are kept free for the reply: one, or its share where turns may go."""
+        if self.limit is None or self._on_overflow != "drop-oldest":
+            return 1
+        return max(min(max_tokens, self.limit // RESERVED_SHARE), 1)
 
     def check(self, length: int) -> None:
         """Refuse a prompt that leaves no room for a token of reply.
@@ -154,9 +142,11 @@ def dropped_from(history: Sequence[Message], kept: Sequence[Message]) -> tuple[M
     """The messages of one history that another one lacks."""
     remaining = list(kept)
     dropped = []
-    # The newest stay.
+    # The newest stay, most often in one piece.
     for message in reversed(history):
-        if message in remaining:
+        if remaining and remaining[-1] == message:
+            remaining.pop()
+        elif message in remaining:
             remaining.remove(message)
         else:
             dropped.append(message)

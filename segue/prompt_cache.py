@@ -75,14 +75,13 @@ class PromptCache:
         if stored.kv_bits is not None and generation.kv_bits is None:
             changes.update(kv_bits=stored.kv_bits, kv_group_size=stored.kv_group_size)
         settled = replace(generation, **changes)
-        wanted = (settled.max_kv_size, settled.kv_bits and settled.kv_group_size, settled.kv_bits)
+        quantized = (stored.kv_bits, stored.kv_group_size)
         # A cache that is not quantized yet can be, later on.
-        given = (
-            stored.max_kv_size,
-            wanted[1] if stored.kv_bits is None else stored.kv_group_size,
-            wanted[2] if stored.kv_bits is None else stored.kv_bits,
+        other_bits = stored.kv_bits is not None and quantized != (
+            settled.kv_bits,
+            settled.kv_group_size,
         )
-        if wanted != given:
+        if other_bits or settled.max_kv_size != stored.max_kv_size:
             raise ConfigurationError(
                 f"The prompt cache was made with max_kv_size={stored.max_kv_size}, "
                 f"kv_bits={stored.kv_bits} and kv_group_size={stored.kv_group_size}, and the "

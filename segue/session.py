@@ -238,19 +238,23 @@ class ChatSession:
         context = cache.context_for(config)
         held = cache.held(config)
 
-        def build(history: Sequence[Message], *, places: bool) -> Prompt:
-            return prompts.build(self._system, [*history, *messages], held, places=places)
+        def build(history: Sequence[Message], *, places: bool) -> tuple[Prompt, int]:
+            built = prompts.build(self._system, [*history, *messages], held, places=places)
+            return built, context.prefix + len(built.ledger.ids)
 
         def measure(history: Sequence[Message]) -> int:
-            return context.prefix + len(build(history, places=False).ledger.ids)
+            return build(history, places=False)[1]
 
         history = tuple(self._history)
-        built = build(history, places=context.wants_marks)
-        if self._limit.is_near(context.prefix + len(built.ledger.ids), config.max_tokens):
-            history = self._limit.fit(history, messages, measure, max_tokens=config.max_tokens)
-            built = build(history, places=context.wants_marks)
+        dropped: tuple[Message, ...] = ()
+        built, length = build(history, places=context.wants_marks)
+        if self._limit.needs_room(length, config.max_tokens):
+            kept = self._limit.make_room(history, messages, measure, max_tokens=config.max_tokens)
+            history, dropped = kept, dropped_from(history, kept)
+            built, length = build(history, places=context.wants_marks)
+        self._limit.check(length)
+        config = self._limit.within(config, length)
         ids, text = built.ledger.ids, built.ledger.text
-        config = self._limit.within(config, context.prefix + len(ids))
         marks = (built.opening, built.stable)
         steps = context.generate(ids, config, progress, marks=marks, pinned=built.opening)
         detokenizer = tokenizer.detokenizer()
@@ -260,7 +264,6 @@ class ChatSession:
         hold = InterruptHold()
         with hold:
             cached = cache.turn_to(context, config, built.ledger)
-            dropped = dropped_from(self._history, history)
             self._history[:] = [*history, *messages]
             reply = Reply(
                 steps,
@@ -269,7 +272,7 @@ class ChatSession:
                 detokenizer=detokenizer,
                 splitter=ReasoningSplitter(tokenizer.reasoning_tags, behind),
                 config=config,
-                prompt_tokens=context.prefix + len(ids),
+                prompt_tokens=length,
                 cached_tokens=cached,
                 dropped=dropped,
                 record=self._record,
@@ -337,10 +340,10 @@ class ChatSession:
             if common_prefix(held.ids, ids) == len(ids):
                 return 0
             context = cache.context_for(config)
-            if self._limit.strict:
-                self._limit.check(context.prefix + len(ids))
-            elif self._limit.is_near(context.prefix + len(ids), 1):
+            length = context.prefix + len(ids)
+            if self._limit.needs_room(length, 1):
                 return 0  # the next turn makes room first
+            self._limit.check(length)
             places = (opening.opening, opening.stable)
             steps = context.generate(ids, config, progress, marks=places, pinned=opening.opening)
             with hold:
