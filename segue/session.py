@@ -258,9 +258,9 @@ class ChatSession:
         marks = (built.opening, built.stable)
         steps = context.generate(ids, config, progress, marks=marks, pinned=built.opening)
         detokenizer = tokenizer.detokenizer()
-        # What the template writes behind the last message may begin the reasoning.
-        asked = messages[-1].content
-        behind = text[text.rfind(asked) + len(asked) :] if asked in text else text
+        # The template may begin the reasoning; a prompt that ends in what was asked does not.
+        asked = messages[-1].content.strip()
+        behind = "" if asked and text.rstrip().endswith(asked) else text
         hold = InterruptHold()
         with hold:
             cached = cache.turn_to(context, config, built.ledger)

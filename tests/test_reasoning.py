@@ -251,3 +251,10 @@ def test_what_a_turn_has_cost_does_not_change_later():
     cost = reply.usage
     session.respond("ho")
     assert reply.usage == cost == session.usage.turns[0]
+
+
+@pytest.mark.parametrize("question", ["", " ", "<", "hi"])
+def test_whatever_is_asked_a_forced_mark_begins_the_reasoning(question):
+    session = session_of("hm\n</think>\n\nyes", forced=True)
+    assert session.respond(question) == "yes"
+    assert session.history[-1].reasoning == "hm"
