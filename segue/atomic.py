@@ -11,6 +11,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .errors import ConfigurationError
+
+
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """A path as callers may give it.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigurationError(
+            f"{path!r} is not a path.", remedy="Pass a string or a pathlib.Path."
+        )
+    return Path(path)
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:

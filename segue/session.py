@@ -11,6 +11,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from .atomic import checked_path
 from .config import GenerationConfig, SpeculativeDecodingConfig
 from .engine import Engine, Marks, PrefillProgress, check_progress
 from .errors import ConfigurationError, PromptCacheError, SessionBusyError
@@ -19,10 +20,11 @@ from .ledger import common_prefix
 from .messages import Message, Role, as_messages, check_messages
 from .overflow import ContextLimit, OnOverflow, dropped_from
 from .prompt import Prompt, PromptBuilder
-from .prompt_cache import PromptCache, checked_path, describe
+from .prompt_cache import PromptCache, describe
 from .reasoning import ReasoningSplitter
 from .reply import Reply
 from .session_cache import SessionCache
+from .transcript import Conversation
 from .usage import TurnUsage, Usage
 
 
@@ -389,9 +391,7 @@ class ChatSession:
         metadata = describe(
             self._engine.fingerprint,
             None if self._cache.opaque else self._cache.ledger,
-            self._instructions,
-            self._history,
-            self._template_kwargs,
+            self._conversation,
         )
         context.save(place, metadata)
 
@@ -414,6 +414,10 @@ class ChatSession:
         if reply is not None:
             reply.close()
         self._live = None
+
+    @property
+    def _conversation(self) -> Conversation:
+        return Conversation(self._instructions, tuple(self._history), self._template_kwargs)
 
     @property
     def _system(self) -> Message | None:
