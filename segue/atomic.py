@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import stat
@@ -51,7 +52,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     mode = _mode_of(target)
-    temporary = target.with_name(f".segue-{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".segue-{tag(target)}-{secrets.token_hex(4)}.tmp")
     try:
         # Nobody else reads the new text of a private file while it is being written.
         descriptor = os.open(
@@ -70,6 +71,22 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
         raise
     _flush_folder(target.parent)
+
+
+def tag(target: Path) -> str:
+    """What names of a file's companions have in common: short, whatever its own name's length."""
+    return hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]
+
+
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    """Write all of it, however little the system takes at a time.
+
+    Raises:
+        OSError: The disk is full, or fails.
+    """
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def _mode_of(target: Path) -> int | None:

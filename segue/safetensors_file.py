@@ -96,9 +96,40 @@ def read_header(file: BinaryIO) -> Header:
     return Header(raw, metadata, tensors)
 
 
+def read_metadata(file: BinaryIO) -> Mapping[str, str] | None:
+    """What can be saved of the metadata where `read_header` can't help: damage may lie behind them.
+
+    Args:
+        file: The file, anywhere.
+
+    Returns:
+        The metadata, unchecked; ``None`` unless they stand in front and can be read.
+
+    Raises:
+        OSError: The file can't be read.
+    """
+    file.seek(0)
+    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    text = file.read(length if length <= LONGEST_HEADER else LONGEST_HEADER)
+    begin = b'{"__metadata__":'
+    if not text.startswith(begin) or _too_many(text):
+        return None
+    try:
+        metadata, _ = json.JSONDecoder().raw_decode(text[len(begin) :].decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    sound = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
+    return metadata if sound else None
+
+
 def shown(name: str) -> str:
     """A name from a file, for a message: quoted, and of bearable length."""
     return repr(name if len(name) <= 60 else name[:60] + "…")
+
+
+def _too_many(text: bytes) -> bool:
+    """Whether it has more brackets, those in strings left out, than any header needs."""
+    return _brackets(text) > MOST_BRACKETS and _brackets(_STRING.sub(b"", text)) > MOST_BRACKETS
 
 
 def _brackets(text: bytes) -> int:
@@ -106,7 +137,7 @@ def _brackets(text: bytes) -> int:
 
 
 def _parse(text: bytes) -> dict[str, Any]:
-    if _brackets(text) > MOST_BRACKETS and _brackets(_STRING.sub(b"", text)) > MOST_BRACKETS:
+    if _too_many(text):
         raise DamagedFileError("its header has more entries than any model has layers")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
