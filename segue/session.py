@@ -95,8 +95,7 @@ class ChatSession(TurnTaker):
             said = cache.history
             instructions, template_kwargs = cache.instructions, cache.template_kwargs
         arguments = copy.deepcopy(dict(template_kwargs or {}))
-        super().__init__(engine, kept, limit, said, None, arguments)
-        self.instructions = instructions
+        super().__init__(engine, kept, limit, said, instructions, arguments)
         # Of the file that this session goes on with.
         self._lock: FileLock | None = None
 

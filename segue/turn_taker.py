@@ -54,7 +54,7 @@ class TurnTaker:
         self._generation = cache.config
         self._limit = limit
         self._history = list(history)
-        self._instructions = instructions
+        self.instructions = instructions
         self._template_kwargs = template_kwargs
         self._prompts = PromptBuilder(engine.tokenizer, template_kwargs)
         self._live: weakref.ref[Reply] | None = None
