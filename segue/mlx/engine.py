@@ -21,7 +21,8 @@ from ..engine import StoredCache, Tokenizer
 from ..errors import ConfigurationError
 from . import blas
 from .bounded_cache import KEPT_TOKENS, BoundedKVCache
-from .cache_file import probe_layers, read_cache_file, tokens_held
+from .cache_checks import probe_layers, tokens_held
+from .cache_file import read_cache_file
 from .context import MlxContext
 from .drafting import Drafting
 from .drafts import Draft, LookupDraft, ModelDraft
