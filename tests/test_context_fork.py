@@ -6,6 +6,8 @@ import gc
 import itertools
 import random
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -66,26 +68,39 @@ def test_both_come_back_to_where_they_could(kind):
         check_fresh(line, engine, config_of(kind))
 
 
+def elsewhere(work: Callable[[], Any]) -> None:
+    """Do it on a thread of its own."""
+    failures = []
+
+    def attempt():
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    assert not failures
+
+
+@pytest.mark.parametrize("kind", ["full", "quantized"])
+def test_what_one_thread_put_together_another_works_on(kind):
+    engine = engine_of(kind)
+    fork = begun(kind, engine=engine).fork()
+    other = fork.fork()
+    fork.say(words(5, 5), config_of(kind))
+    elsewhere(lambda: fork.context._state.layers)
+    fork.say(words(6, 5), config_of(kind))
+    check(fork, kind, [(words(5, 5), {}), (words(6, 5), {})], engine)
+    check(other, kind, [], engine)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_thread_may_go_on_with_either(kind):
     engine = engine_of(kind)
     parent = begun(kind, engine=engine)
     lines: list[Line] = [parent]
-
-    def elsewhere(work) -> None:
-        failures = []
-
-        def attempt():
-            try:
-                work()
-            except BaseException as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=attempt)
-        thread.start()
-        thread.join()
-        assert not failures
-
     elsewhere(lambda: lines.append(parent.fork()))
     fork = lines[1]
     elsewhere(lambda: parent.say(words(5, 5), config_of(kind)))
