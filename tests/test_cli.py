@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from chats import Typed, alone, converse
 from rich.console import Console
 
 import segue
 from segue import ChatSession, GenerationConfig
 from segue.cli import main as cli
-from segue.cli.branches import Branch, Branches
 from segue.cli.chat import TerminalChat
 from segue.cli.commands import COMMANDS
 from segue.cli.idle import CHUNK, reading_ahead
@@ -163,31 +163,6 @@ def test_doctor_tells_a_machine_without_a_good_blas_what_to_do(capsys, monkeypat
 
 
 # --- the conversation ---------------------------------------------------------------------------
-
-
-class Typed:
-    """A prompter whose person has typed everything already."""
-
-    def __init__(self, *lines):
-        self._lines = iter(lines)
-
-    def ask(self):
-        line = next(self._lines, EOFError())
-        if isinstance(line, BaseException):
-            raise line
-        return line
-
-
-def alone(session):
-    """A chat that has no other branch."""
-    return Branches(Branch(session), pytest.fail)
-
-
-def converse(*lines, script=("hello", "fine", "well"), **kwargs) -> tuple[str, ChatSession]:
-    session = ChatSession(FakeEngine(script, **kwargs))
-    console = Console(file=io.StringIO(), width=80, force_terminal=False)
-    TerminalChat(alone(session), console, Typed(*lines), read_ahead=False).run()
-    return console.file.getvalue(), session
 
 
 def test_a_turn_shows_the_reply_and_one_quiet_line():

@@ -25,7 +25,7 @@ from .commands import COMMANDS
 from .idle import reading_ahead
 from .markdown import MarkdownStream
 from .prompter import Prompter
-from .start import Start
+from .start import Place, Start
 from .statistics import turn_line
 from .terminal import quiet_input
 
@@ -55,17 +55,27 @@ def run(model: str | None, start: Start, generation: GenerationConfig) -> None:
         start: What the chat begins with.
         generation: The settings of replies.
     """
-    console = Console(highlight=False)
     # A program may be started with its standard streams closed.
     if sys.stdin is None or sys.stdout is None:
         return
     # Whatever is wrong with a session is told before its model takes seconds to load.
     place = start.place()
-    from ..mlx.loading import load
-    from ..mlx.names import DEFAULT_MODEL, find
+    from ..mlx.names import DEFAULT_MODEL
 
-    if model is None:
-        model = (place and place.saved and place.saved.model) or DEFAULT_MODEL
+    try:
+        if model is None:
+            model = (place and place.saved and place.saved.model) or DEFAULT_MODEL
+        _converse(model, start, generation, place)
+    finally:
+        if place is not None:
+            place.release()
+
+
+def _converse(model: str, start: Start, generation: GenerationConfig, place: Place | None) -> None:
+    from ..mlx.loading import load
+    from ..mlx.names import find
+
+    console = Console(highlight=False)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         answer_lines(start.branches(load(model), generation, place))
         return
@@ -182,6 +192,8 @@ class TerminalChat:
                 self._turn(text.removeprefix("/"))
         except EOFError:
             raise
+        except KeyboardInterrupt:
+            pass  # it asks for what is being done
         except SegueError as error:
             self._complain(str(error))
         # Whatever else a model does wrong ends the turn, not the conversation.

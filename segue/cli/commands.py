@@ -113,8 +113,10 @@ def _switch(chat: TerminalChat, name: str) -> None:
         names = ", ".join(chat.branches.names)
         chat.console.print(f"Name a branch ({names}): /switch NAME", markup=False)
         return
+    before = chat.branches.current
     chat.branches.switch(name)
-    chat.tell(chat.branches.current.told)
+    current = chat.branches.current
+    chat.tell(f"This is {current.name} already." if current is before else current.told)
 
 
 def _save(chat: TerminalChat, target: str) -> None:

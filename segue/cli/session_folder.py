@@ -166,7 +166,8 @@ class SavedSession:
             saved = datetime.fromtimestamp(file.path.stat().st_mtime, UTC)
         elif saved.tzinfo is None:
             saved = saved.replace(tzinfo=UTC)
-        problem = "; ".join(f"its {part} is damaged: {why}" for part, why in file.damage.items())
+        damage = ", ".join(f"{part} ({why})" for part, why in file.damage.items())
+        problem = f"Damaged: {damage}." if damage else ""
         return cls(name, file.path, file.size, saved, file, problem)
 
     @property

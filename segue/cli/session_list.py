@@ -32,12 +32,12 @@ def print_sessions(sessions: Sequence[SavedSession]) -> None:
         line = _line(row, widths)
         if console.is_terminal:
             line = click.style(
-                set_cell_size(line, min(cell_len(line), console.width)), bold=not place
+                set_cell_size(line, min(cell_len(line), console.width)), bold=place == 0 or None
             )
         click.echo(line)
     for session in sessions:
         if session.problem:
-            click.echo(f"{printable(session.name)}: {printable(session.problem)}")
+            click.echo(_clean(f"{session.name}: {session.problem}"))
 
 
 def narrowed(widths: Sequence[int], width: int) -> list[int]:
@@ -71,8 +71,12 @@ def _row(session: SavedSession) -> tuple[str, ...]:
         session.model,
         age(session.saved),
     )
-    # A line is a session, whatever characters a file has in its name.
-    return tuple(printable(cell).replace("\n", " ").replace("\t", " ") for cell in cells)
+    return tuple(map(_clean, cells))
+
+
+def _clean(text: str) -> str:
+    """A text as a single line, whatever characters a file has in its name."""
+    return printable(text).replace("\n", " ").replace("\t", " ")
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:

@@ -17,8 +17,6 @@ from .session_folder import ENDING, existing_path, lock_session, saved_sessions,
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-# What a line of the list is made of needs Rich, which takes a moment to import.
-
 NONE_SAVED = "There are no saved sessions. segue chat --session NAME begins one."
 
 
@@ -38,7 +36,7 @@ def complete_name(
 name_argument = click.argument("name", metavar="NAME", shell_complete=complete_name)
 
 
-@click.group(invoke_without_command=True)
+@click.group(invoke_without_command=True, subcommand_metavar="[COMMAND] [ARGS]...")
 @click.pass_context
 def sessions(context: click.Context) -> None:
     """List, show, export and delete saved sessions.

@@ -53,10 +53,20 @@ class Place:
             # What can't be written may be read all the same.
             if not os.path.lexists(path):
                 raise
-        saved = None
-        if os.path.lexists(path):
+        place = cls(target, path, None, lock)
+        if not os.path.lexists(path):
+            return place
+        try:
             saved = SavedSession.of(target, SessionFile.read(path, check=False))
-        return cls(target, path, saved, lock)
+        except BaseException:
+            place.release()
+            raise
+        return replace(place, saved=saved)
+
+    def release(self) -> None:
+        """Let others have it, unless a session has it open."""
+        if self.lock is not None:
+            self.lock.release()
 
 
 @dataclass(frozen=True, slots=True)
