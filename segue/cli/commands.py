@@ -94,6 +94,7 @@ def _edit(chat: TerminalChat, text: str) -> None:
     trial = session.fork()
     trial.edit(asked[-1], text)
     trial.stream_again().close()
+    del trial
     session.edit(asked[-1], text)
     if not chat.answer(session.stream_again):
         chat.tell("Your message stays in the conversation; /retry answers it.")
