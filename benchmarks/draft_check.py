@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 import segue
@@ -54,9 +55,11 @@ def check_drafts(engine: segue.MlxEngine) -> dict[str, Any]:
     }
     found: dict[str, Any] = {}
     for name, way in ways.items():
-        differences, rates = [], []
+        differences, rates, seconds = [], [], 0.0
         for number, prompt in enumerate(PROMPTS):
+            started = perf_counter()
             tokens, acceptance = way(prompt)
+            seconds += perf_counter() - started
             if acceptance is not None:
                 rates.append(acceptance)
             if tokens == plain[number]:
@@ -73,6 +76,7 @@ def check_drafts(engine: segue.MlxEngine) -> dict[str, Any]:
         found[name] = {
             "same": len(PROMPTS) - len(differences),
             "differences": differences,
+            "seconds": round(seconds, 3),
             "acceptance": round(sum(rates) / len(rates), 4) if rates else None,
         }
     return {"ways": found, "replies": len(PROMPTS), "tokens": TOKENS}

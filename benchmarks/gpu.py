@@ -9,16 +9,20 @@ is warmed up first, since the first use of a kernel compiles it. Figures are med
 and the greatest; ratios come first in each line. A line has a `measure`:
 
 `bandwidth`: what plain MLX kernels move over `gigabytes` of float32 (`copy` reads and writes,
-`sum` and `row_sums` read), in 10^9 bytes per second. `gb_per_s` is the fastest one's median.
+`sum` and `row_sums` read), several launched at once, in 10^9 bytes per second. `gb_per_s` is the
+fastest one's median.
 
 `time_to_first_token`: the wait for the first token of a new short turn, from the call with the
-turn's text on, rendering and encoding included. `stateless_over_segue` is how many times longer
-`mlx_lm.stream_generate` on the whole history takes than a session that holds it, run by run;
-`segue_ms` and `stateless_ms` are the waits, `held_tokens` what the session's KV cache holds before
-the turn, `fed_tokens` what each way feeds in it, `read_ms` what reading the held ones took the
-session. Both get the same text; no two turns are equally long, since lengths that a kernel has not
-met yet are part of a new turn. `same_first_token` counts the runs in which both said the same: the
-two read the prompt in other portions, which half precision rounds otherwise.
+turn's text on, rendering and encoding included; the prompt is a little shorter than `context`.
+`stateless_over_segue` is how many times longer `mlx_lm.stream_generate` on the whole history takes
+than a session that holds it, run by run; `segue_ms` and `stateless_ms` are the waits, `held_tokens`
+what the session's KV cache holds before the turn, `fed_tokens` what each way feeds in it, `read_ms`
+what reading the held ones took the session. Both get the same text. No two turns are equally long:
+on CUDA, MLX plans attention anew, on the host, for each pair of lengths it meets, which takes
+longer than a short turn itself. So there are two lines: where `lengths` is `new`, they had not been
+met, as in a real conversation; where it is `met`, the same turns are taken once more.
+`same_first_token` counts the runs in which both ways said the same: they read the prompt in other
+portions, which half precision rounds otherwise.
 
 `decode`: tokens per second in turns of a few tokens, the ways interleaved (`decoding.py`) behind
 `prompt_tokens`. `segue_over_generate_step` is paired turn by turn; `share_of_bandwidth` is what has
@@ -29,10 +33,15 @@ over `gb_per_s` of the same run. `same_tokens_as_generate_step` compares the gre
 `drafts`: greedy replies with a draft against plain ones, where the model is a real one. `same`
 counts equal replies of `replies`; `differences` has for each other one where it parts, and by how
 much the model, on a fresh prefill, prefers the plain token there (`gap`, in logits).
-`stream_generate` is compared likewise, as a measure of what rounding alone does.
+`stream_generate` is compared likewise, as a measure of what rounding alone does. `seconds` are
+those of all replies, prefill included, one after the other and once: an impression, no benchmark.
 
 `skipped` and `failed`: what could not be measured, and why; a failure makes the exit status 1.
 `summary`: the ratios of all of them, the last line of the output and of the file.
+
+MLX raises an error once a process has met more lengths than twice its store of plans holds (512),
+and this script meets more: it switches that check off, unless MLX_ENABLE_CACHE_THRASHING_CHECK is
+set.
 """
 
 from __future__ import annotations
@@ -40,14 +49,18 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
+
+os.environ.setdefault("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
 
 import segue
 import segue.mlx  # a good BLAS, before MLX
@@ -70,7 +83,11 @@ READ = "I have read it."
 # Longer by a word in every run.
 QUESTION = "What does it carry"
 REPLY_TOKENS = 8
+# So much is held less than the context, for the turn. Then what a session feeds is never the last
+# portion of the stateless way's prompt as well, whose plans one of them would find made.
+LEFT = 64
 BANDWIDTH_RUNS = 20
+AT_ONCE = 8
 ROW = 8192
 
 
@@ -93,17 +110,25 @@ def bandwidth(gigabytes: float) -> dict[str, Any]:
     """Bytes per second of kernels that do nothing but move memory."""
     values = mx.random.uniform(shape=(max(int(gigabytes * 1e9 / 4 / ROW), 1), ROW))
     mx.eval(values)
-    kernels: dict[str, tuple[int, Callable[[], mx.array]]] = {
-        "copy": (2, lambda: values + 1),
-        "sum": (1, lambda: mx.sum(values)),
-        "row_sums": (1, lambda: mx.sum(values, axis=-1)),
+
+    def copies() -> mx.array:
+        copy = values
+        for _ in range(AT_ONCE):
+            copy = copy + 1
+        return copy
+
+    kernels: dict[str, tuple[int, Callable[[], Any]]] = {
+        "copy": (2, copies),
+        "sum": (1, lambda: [mx.sum(values) for _ in range(AT_ONCE)]),
+        "row_sums": (1, lambda: [mx.sum(values, axis=-1) for _ in range(AT_ONCE)]),
     }
     rates: dict[str, list[float]] = {name: [] for name in kernels}
     for run in range(-3, BANDWIDTH_RUNS):
         for name, (passes, kernel) in kernels.items():
             milliseconds, _ = timed(lambda kernel=kernel: mx.eval(kernel()))
             if run >= 0:
-                rates[name].append(passes * values.nbytes / milliseconds / 1e6)
+                moved = AT_ONCE * passes * values.nbytes
+                rates[name].append(moved / milliseconds / 1e6)
     return {
         "gb_per_s": max(round(statistics.median(found), 1) for found in rates.values()),
         "kernels": {name: spread(found) for name, found in rates.items()},
@@ -122,9 +147,14 @@ def long_history(engine: segue.MlxEngine, tokens: int) -> list[Message]:
     return [Message.user(kept), Message.assistant(READ)]
 
 
-def time_to_first_token(engine: segue.MlxEngine, context: int, runs: int) -> dict[str, Any]:
-    """The wait for a new short turn's first token, held against read from the beginning."""
-    history = long_history(engine, context)
+def time_to_first_token(
+    engine: segue.MlxEngine, context: int, *, runs: int, lengths: str
+) -> dict[str, Any]:
+    """The wait for a new short turn's first token, held against read from the beginning.
+
+    Called twice with the same arguments, the second time all lengths have been met.
+    """
+    history = long_history(engine, context - LEFT)
     config = segue.GenerationConfig(max_tokens=REPLY_TOKENS)
     waits: dict[str, list[float]] = {"segue": [], "stateless": []}
     held, fed, prompts, read = [], [], [], []
@@ -174,6 +204,7 @@ def time_to_first_token(engine: segue.MlxEngine, context: int, runs: int) -> dic
         "stateless_ms": spread(waits["stateless"]),
         "read_ms": spread(read),
         "context": context,
+        "lengths": lengths,
         "held_tokens": spread(held),
         "fed_tokens": {"segue": spread(fed), "stateless": spread(prompts)},
         "same_first_token": same,
@@ -267,29 +298,27 @@ def measure(options: argparse.Namespace, name: str) -> Iterator[dict[str, Any]]:
     }
     for kind, (contexts, more) in room.items():
         for context in contexts:
-            about = {"of": kind, "context": context}
             # The question and its template, too, must fit.
             if context + more + 256 > limit:
                 why = f"the model's context is {limit} tokens"
-                yield {"measure": "skipped", **about, "why": why, **where}
-            elif kind == "decode":
-                yield attempt(
-                    kind,
-                    lambda context=context: decode(
-                        engine,
-                        context,
-                        runs=options.decode_runs,
-                        tokens=options.tokens,
-                        gb_per_s=speed.get("gb_per_s", float("nan")),
-                    ),
-                    context=context,
+                yield {"measure": "skipped", "of": kind, "context": context, "why": why, **where}
+                continue
+            if kind == "decode":
+                work = partial(
+                    decode,
+                    engine,
+                    context,
+                    runs=options.decode_runs,
+                    tokens=options.tokens,
+                    gb_per_s=speed.get("gb_per_s", float("nan")),
                 )
-            else:
-                yield attempt(
-                    kind,
-                    lambda context=context: time_to_first_token(engine, context, options.runs),
-                    context=context,
+                yield attempt(kind, work, context=context)
+                continue
+            for lengths in ("new", "met"):
+                work = partial(
+                    time_to_first_token, engine, context, runs=options.runs, lengths=lengths
                 )
+                yield attempt(kind, work, context=context, lengths=lengths)
     if name not in SHAPES:
         yield attempt("drafts", lambda: check_drafts(engine))
 
@@ -304,9 +333,9 @@ def summary(lines: list[dict[str, Any]]) -> dict[str, Any]:
             case "bandwidth":
                 found["gb_per_s"] = line["gb_per_s"]
             case "time_to_first_token":
-                ratio = line["stateless_over_segue"]["median"]
-                found.setdefault("stateless_over_segue", {})[context] = ratio
-                found.setdefault("segue_ms", {})[context] = line["segue_ms"]["median"]
+                for figure in ("stateless_over_segue", "segue_ms"):
+                    by_lengths = found.setdefault(figure, {}).setdefault(line["lengths"], {})
+                    by_lengths[context] = line[figure]["median"]
             case "decode":
                 ratio = line["segue_over_generate_step"]["median"]
                 found.setdefault("segue_over_generate_step", {})[context] = ratio
@@ -331,7 +360,7 @@ def main() -> None:
     parser.add_argument("--decode-contexts", nargs="*", type=int, default=[1024, 4096, 32768])
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--decode-runs", type=int, default=40)
-    parser.add_argument("--tokens", type=int, default=10)
+    parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--bandwidth-gb", type=float, default=4.0)
     options = parser.parse_args()
 

@@ -36,12 +36,13 @@ SHAPES = {
 
 
 def random_engine(name: str) -> segue.MlxEngine:
-    """A llama with random bfloat16 weights.
+    """A llama with random bfloat16 weights, the same ones each time.
 
     Its tokenizer has a token for every byte, and is filled up to the vocabulary with tokens that
     no text encodes to; its template writes the messages' texts and nothing else.
     """
     shape = SHAPES[name]
+    mx.random.seed(0)
     model = llama.Model(
         llama.ModelArgs(
             model_type="llama",
