@@ -40,8 +40,7 @@ those of all replies, prefill included, one after the other and once: an impress
 `summary`: the ratios of all of them, the last line of the output and of the file.
 
 MLX raises an error once a process has met more lengths than twice its store of plans holds (512),
-and this script meets more: it switches that check off, unless MLX_ENABLE_CACHE_THRASHING_CHECK is
-set.
+and this script meets more: `segue.mlx` switches that check off.
 """
 
 from __future__ import annotations
@@ -49,7 +48,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import statistics
 import sys
 import traceback
@@ -59,8 +57,6 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-
-os.environ.setdefault("MLX_ENABLE_CACHE_THRASHING_CHECK", "0")
 
 import segue
 import segue.mlx  # a good BLAS, before MLX

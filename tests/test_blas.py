@@ -74,3 +74,19 @@ def test_a_chosen_library_is_used():
     path = chosen.strip()
     out, _ = run("from segue.mlx import blas; print(blas.status.library)", SEGUE_BLAS=path)
     assert out.strip() == path
+
+
+def test_mlx_does_not_take_many_lengths_for_a_mistake():
+    code = "import os, segue.mlx; print(os.environ['MLX_ENABLE_CACHE_THRASHING_CHECK'])"
+    for chosen, found in ((None, "0"), ("1", "1")):
+        environment = {**os.environ, "MLX_ENABLE_CACHE_THRASHING_CHECK": chosen or ""}
+        if chosen is None:
+            del environment["MLX_ENABLE_CACHE_THRASHING_CHECK"]
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert done.stdout.strip() == found
