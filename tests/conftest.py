@@ -11,6 +11,9 @@ from hypothesis import settings
 
 # On NVIDIA GPUs MLX multiplies in TF32 unless told not to: too coarse for the oracle.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
+# Where each core has a test worker, a BLAS that takes all cores only gets into the others' way.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import segue.mlx  # noqa: F401 (puts a good BLAS in place before any test imports MLX)
 

@@ -12,7 +12,7 @@ from tiny import check_next_logits, tiny_hybrid, tiny_llama, toy_engine
 from segue import ChatSession, GenerationConfig, MlxEngine
 from segue.testing import FakeEngine
 
-SESSIONS, ROUNDS, CLOSED = 100, 3, 10
+SESSIONS, ROUNDS, CLOSED = 100, 2, 10
 OVER = object()
 WORDS = ("the", "hello", "he", "world", "é", "why?")
 
