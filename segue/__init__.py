@@ -10,6 +10,7 @@ from .errors import (
     ConfigurationError,
     ContextLengthError,
     GenerationError,
+    HistoryError,
     MessageError,
     MissingTemplateError,
     ModelFormatError,
@@ -21,6 +22,11 @@ from .errors import (
     PromptCacheMismatchError,
     SegueError,
     SessionBusyError,
+    SessionFileError,
+    SessionFileFormatError,
+    SessionLockedError,
+    SessionNotFoundError,
+    SessionWarning,
     TemplateError,
     UnsupportedModelError,
 )
@@ -29,6 +35,7 @@ from .prompt_cache import PromptCache, load_prompt_cache
 from .reply import Reply
 from .response import FinishReason, GenerationResponse, TextKind
 from .session import ChatSession
+from .session_file import SessionFile
 from .usage import TurnUsage, Usage
 
 if TYPE_CHECKING:
@@ -46,6 +53,7 @@ __all__ = [
     "GenerationConfig",
     "GenerationError",
     "GenerationResponse",
+    "HistoryError",
     "Message",
     "MessageError",
     "MissingTemplateError",
@@ -62,6 +70,12 @@ __all__ = [
     "Role",
     "SegueError",
     "SessionBusyError",
+    "SessionFile",
+    "SessionFileError",
+    "SessionFileFormatError",
+    "SessionLockedError",
+    "SessionNotFoundError",
+    "SessionWarning",
     "SpeculativeDecodingConfig",
     "TemplateError",
     "TextKind",

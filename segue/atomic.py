@@ -4,12 +4,28 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import os
 import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .errors import ConfigurationError
+
+
+def checked_path(path: str | os.PathLike[str]) -> Path:
+    """A path as callers may give it.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if not isinstance(path, (str, os.PathLike)):
+        raise ConfigurationError(
+            f"{path!r} is not a path.", remedy="Pass a string or a pathlib.Path."
+        )
+    return Path(path)
 
 
 @contextmanager
@@ -36,7 +52,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     mode = _mode_of(target)
-    temporary = target.with_name(f".segue-{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".segue-{tag(target)}-{secrets.token_hex(4)}.tmp")
     try:
         # Nobody else reads the new text of a private file while it is being written.
         descriptor = os.open(
@@ -55,6 +71,22 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
         raise
     _flush_folder(target.parent)
+
+
+def tag(target: Path) -> str:
+    """What names of a file's companions have in common: short, whatever its own name's length."""
+    return hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]
+
+
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    """Write all of it, however little the system takes at a time.
+
+    Raises:
+        OSError: The disk is full, or fails.
+    """
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[os.write(descriptor, left) :]
 
 
 def _mode_of(target: Path) -> int | None:

@@ -78,6 +78,29 @@ class StoredCache:
     max_kv_size: int | None = None
 
 
+class StoredTensor(NamedTuple):
+    """An array as files hold it."""
+
+    dtype: str
+    """Its type as safetensors spells it, such as ``"BF16"``."""
+    shape: tuple[int, ...]
+    data: bytes | bytearray | memoryview
+    """Its values, rows first, little-endian; as long as type and shape make it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPart:
+    """A part of what a context holds, as a session file keeps it; the engine's own form.
+
+    Args:
+        values: What is no array: strings, numbers, lists and dicts, as JSON has them.
+        tensors: The arrays, by names of the engine's choice.
+    """
+
+    values: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+
+
 class Detokenizer(Protocol):
     """Turns the tokens of one reply into text as they come, never splitting a character."""
 
@@ -228,6 +251,40 @@ class Context(Protocol):
         """
         ...
 
+    def fork(self) -> Context:
+        """Another context that holds the same, marks and draft included.
+
+        Nothing is copied before one of the two changes.
+        """
+        ...
+
+    def parts(self) -> Mapping[str, StoredPart]:
+        """What it holds, in parts that a file keeps each by itself; changes nothing.
+
+        ``"cache"`` is all that was fed. Beside it, where there are such: ``"marks"``, ``"draft"``
+        (what a draft has read), and ``"prefix"``, an opaque prefix alone. Empty as long as nothing
+        was fed.
+
+        Raises:
+            PromptCacheError: Files have no form for this kind of cache.
+        """
+        ...
+
+    def restore(self, parts: Mapping[str, StoredPart]) -> Mapping[str, str]:
+        """Hold what another context of the same kind told as its `parts`.
+
+        This one must be new, with the same prefix if it had one. A part that is missing or can't be
+        used leaves its own without it; only the cache must be there.
+
+        Returns:
+            The parts that could not be used, and why: the draft of another model, say.
+
+        Raises:
+            PromptCacheFormatError: The cache is not of a form that it can have; nothing changed.
+            PromptCacheMismatchError: It is of another model or of other settings; nothing changed.
+        """
+        ...
+
 
 class Engine(Protocol):
     """A loaded model with its tokenizer; shared by any number of sessions."""
@@ -235,6 +292,11 @@ class Engine(Protocol):
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's own tokenizer, with its chat template."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """What it was loaded as: a name, a path, a repository."""
         ...
 
     @property
@@ -275,5 +337,18 @@ class Engine(Protocol):
             PromptCacheError: The file can't be read.
             PromptCacheFormatError: It is damaged, or of a kind this engine does not know.
             PromptCacheMismatchError: It belongs to another model.
+        """
+        ...
+
+    def read_prefix(self, part: StoredPart, config: GenerationConfig) -> StoredCache:
+        """An opaque prefix out of a context's ``"prefix"`` part, for `context`.
+
+        Args:
+            part: The part.
+            config: Settings that shaped the cache.
+
+        Raises:
+            PromptCacheFormatError: It is not of a form that it can have.
+            PromptCacheMismatchError: It is of another model, or of other settings.
         """
         ...

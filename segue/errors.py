@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 
 class SegueError(Exception):
     """Base of every error that Segue raises on purpose.
@@ -82,6 +85,41 @@ class PromptCacheFormatError(PromptCacheError, ValueError):
 
 class PromptCacheMismatchError(PromptCacheError, ValueError):
     """A sound prompt cache, but of another model, or of other shapes or settings."""
+
+
+class HistoryError(SegueError, LookupError):
+    """There is no such turn or message in the history; nothing was changed."""
+
+
+class SessionFileError(SegueError):
+    """Base of every session file error; itself: one can't be written or read."""
+
+
+class SessionNotFoundError(SessionFileError, FileNotFoundError):
+    """There is no session file at that path."""
+
+
+class SessionFileFormatError(SessionFileError, ValueError):
+    """A session file is damaged, of a newer version, or none at all.
+
+    Attributes:
+        readable: What is sound in it all the same, by the names of its parts; of the tokens, the
+            text that they spell.
+    """
+
+    def __init__(
+        self, what: str, *, remedy: str, readable: Mapping[str, object] = MappingProxyType({})
+    ) -> None:
+        super().__init__(what, remedy=remedy)
+        self.readable = readable
+
+
+class SessionLockedError(SessionFileError):
+    """Another process has that session open."""
+
+
+class SessionWarning(UserWarning):
+    """Something of a saved session could not be taken up; the message says what and why."""
 
 
 class PerformanceWarning(UserWarning):

@@ -8,6 +8,7 @@ from typing import Literal
 
 from .config import GenerationConfig
 from .errors import ConfigurationError, ContextLengthError
+from .history import split_turns
 from .messages import Message, Role, check_messages
 
 OnOverflow = Literal["error", "drop-oldest"] | Callable[[tuple[Message, ...]], Iterable[Message]]
@@ -36,11 +37,11 @@ class ContextLimit:
                 remedy="Use 'error', 'drop-oldest', or a function from a history to a shorter one.",
             )
         self.limit = limit
-        self._on_overflow = on_overflow
+        self.on_overflow = on_overflow
 
     def needs_room(self, length: int, max_tokens: int) -> bool:
         """Whether a prompt of this length leaves too little room, and `make_room` may help."""
-        if self.limit is None or self._on_overflow == "error":
+        if self.limit is None or self.on_overflow == "error":
             return False
         return length + self._reserve(max_tokens) > self.limit
 
@@ -63,8 +64,8 @@ class ContextLimit:
         Raises:
             MessageError: A callable returned something other than messages.
         """
-        if callable(self._on_overflow):
-            return check_messages(self._on_overflow(tuple(history)))
+        if callable(self.on_overflow):
+            return check_messages(self.on_overflow(tuple(history)))
         assert self.limit is not None
         room = self.limit - self._reserve(max_tokens)
         # Each turn that goes makes the prompt shorter: the fewest that must go are found by
@@ -80,7 +81,7 @@ class ContextLimit:
 
     def _reserve(self, max_tokens: int) -> int:
         """How many tokens are kept free for the reply: one, or its share where turns may go."""
-        if self.limit is None or self._on_overflow != "drop-oldest":
+        if self.limit is None or self.on_overflow != "drop-oldest":
             return 1
         return max(min(max_tokens, self.limit // RESERVED_SHARE), 1)
 
@@ -103,20 +104,6 @@ class ContextLimit:
         if self.limit is None or length + config.max_tokens <= self.limit:
             return config
         return replace(config, max_tokens=self.limit - length)
-
-
-def split_turns(history: Sequence[Message]) -> list[list[Message]]:
-    """A history by turns: each begins with what a person says, tool exchanges are part of it."""
-    turns: list[list[Message]] = []
-    asking = False
-    for message in history:
-        begins = message.role is Role.USER and not asking
-        asking = message.role is Role.USER or (asking and message.role is Role.SYSTEM)
-        if begins or not turns:
-            turns.append([message])
-        else:
-            turns[-1].append(message)
-    return turns
 
 
 def without_turns(

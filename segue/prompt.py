@@ -96,11 +96,24 @@ class PromptBuilder:
 
         Args and errors are those of `build`.
         """
-        ledger, length = self._shared(system, messages, held)
+        ledger, shared = self._shared(system, messages, held)
+        length = self._certain(ledger.ids[:shared])
         kept = ledger.truncate(ledger.truncate(length).seams[-1].ids)
         rest = ledger.ids[len(kept.ids) : length]
         ledger = kept.extend(rest, spell(self._tokenizer, kept.ids, rest))
         return Prompt(ledger, common_prefix(ledger.ids, self._opening_ids(system)), length)
+
+    def shared_ids(
+        self, system: Message | None, messages: Sequence[Message], held: TokenLedger
+    ) -> tuple[int, ...]:
+        """The ids that prompts which ask something after these messages may begin with.
+
+        Longer than what `build_opening` feeds: white space at their end may turn out to be joined.
+
+        Args and errors are those of `build`.
+        """
+        ledger, length = self._shared(system, messages, held)
+        return ledger.ids[:length]
 
     def _shared(
         self, system: Message | None, messages: Sequence[Message], held: TokenLedger
@@ -110,19 +123,22 @@ class PromptBuilder:
             self._splice(self._render(system, [*messages, question]), held)
             for question in QUESTIONS
         )
-        length = min(common_prefix(first.ids, other.ids) for other in others)
-        # White space joins to more than any list of questions shows.
-        while length and not self._tokenizer.decode(first.ids[length - 1 : length]).strip():
+        return first, min(common_prefix(first.ids, other.ids) for other in others)
+
+    def _certain(self, ids: Sequence[int]) -> int:
+        """How many of the ids stay: white space joins to more than any list of questions shows."""
+        length = len(ids)
+        while length and not self._tokenizer.decode(ids[length - 1 : length]).strip():
             length -= 1
-        return first, length
+        return length
 
     def _opening_ids(self, system: Message | None) -> tuple[int, ...]:
         if self._opening is None or self._opening[0] != system:
             try:
-                ledger, length = self._shared(system, (), TokenLedger())
+                ids = self.shared_ids(system, (), TokenLedger())
             except TemplateError:  # it takes conversations, but not a question alone
-                ledger, length = TokenLedger(), 0
-            self._opening = (system, ledger.ids[:length])
+                ids = ()
+            self._opening = (system, ids[: self._certain(ids)])
         return self._opening[1]
 
     def _render(self, system: Message | None, messages: Sequence[Message]) -> str:

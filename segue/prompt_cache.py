@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from .atomic import checked_path
 from .config import GenerationConfig
 from .engine import Engine, StoredCache
 from .errors import (
     ConfigurationError,
-    MessageError,
     PromptCacheError,
     PromptCacheFormatError,
     PromptCacheMismatchError,
 )
-from .ledger import Seam, TokenLedger
+from .ledger import TokenLedger
 from .messages import Message
+from .transcript import Conversation, ledger_from_json, ledger_to_json
+
+Told = TypeVar("Told")
 
 # The keys of our metadata in a file, beside those of the engine.
 FINGERPRINT, TOKENS, CONVERSATION = "segue_fingerprint", "segue_tokens", "segue_conversation"
@@ -122,7 +124,7 @@ def load_prompt_cache(path: str | os.PathLike[str], engine: Engine) -> PromptCac
         )
     ledger = None
     if TOKENS in metadata:
-        ledger = _read_ledger(place, metadata[TOKENS])
+        ledger = _read(place, metadata[TOKENS], ledger_from_json)
         # Purely recurrent layers count nothing.
         if stored.offset is None:
             stored = replace(stored, offset=len(ledger.ids))
@@ -131,29 +133,16 @@ def load_prompt_cache(path: str | os.PathLike[str], engine: Engine) -> PromptCac
                 f"{place} names {len(ledger.ids)} tokens, but its layers hold {stored.offset}.",
                 remedy="Make the prompt cache anew from its text.",
             )
-    conversation = _read_conversation(place, metadata.get(CONVERSATION, "{}"))
-    return PromptCache(engine, stored, ledger, **conversation)
-
-
-def checked_path(path: str | os.PathLike[str]) -> Path:
-    """A path as callers may give it.
-
-    Raises:
-        ConfigurationError: It is none.
-    """
-    if not isinstance(path, (str, os.PathLike)):
-        raise ConfigurationError(
-            f"{path!r} is not a path.", remedy="Pass a string or a pathlib.Path."
-        )
-    return Path(path)
+    said = _read(place, metadata.get(CONVERSATION, "{}"), Conversation.from_json)
+    return PromptCache(
+        engine, stored, ledger, said.instructions, said.history, said.template_kwargs
+    )
 
 
 def describe(
     fingerprint: str,
     ledger: TokenLedger | None,
-    instructions: str | None,
-    history: Sequence[Message],
-    template_kwargs: Mapping[str, Any],
+    conversation: Conversation,
 ) -> dict[str, str]:
     """The metadata of a prompt cache, as `load_prompt_cache` reads it.
 
@@ -161,9 +150,7 @@ def describe(
         fingerprint: The engine's.
         ledger: The ids that the cache holds; ``None`` if it begins with an opaque prefix. The
             conversation is left out then: it would be read again behind a cache that has it.
-        instructions: The system message.
-        history: What was said.
-        template_kwargs: Arguments for the chat template.
+        conversation: What was said.
 
     Raises:
         PromptCacheError: Tool calls or template arguments hold what JSON can't.
@@ -171,77 +158,23 @@ def describe(
     metadata = {FINGERPRINT: fingerprint}
     if ledger is None:
         return metadata
-    metadata[TOKENS] = json.dumps({"ids": ledger.ids, "text": ledger.text, "seams": ledger.seams})
-    conversation = {
-        "instructions": instructions,
-        "history": [message.to_dict() for message in history],
-        "template_kwargs": dict(template_kwargs),
-    }
+    metadata[TOKENS] = ledger_to_json(ledger)
     try:
-        metadata[CONVERSATION] = json.dumps(conversation, allow_nan=False)
-        # Tuples and keys that are no strings would come back as others, and render otherwise.
-        if json.loads(metadata[CONVERSATION]) != conversation:
-            raise TypeError("tuples, or keys that are not strings")
-    except (TypeError, ValueError, RecursionError) as error:
+        metadata[CONVERSATION] = conversation.to_json()
+    except ValueError as error:
         raise PromptCacheError(
-            f"The conversation holds something that JSON can't express ({error}), so it can't be "
-            "saved with the cache.",
+            f"A cache can't be saved with its conversation: {error}.",
             remedy="Use strings, numbers, lists and dicts in tool calls and template_kwargs.",
         ) from error
     return metadata
 
 
-def _read_ledger(path: Path, text: str) -> TokenLedger:
-    entry = _json(path, text)
+def _read(path: Path, text: str, reader: Callable[[str], Told]) -> Told:
+    """What a text among the metadata tells."""
     try:
-        ids, spelled, seams = entry["ids"], entry["text"], entry["seams"]
-        ledger = TokenLedger(
-            tuple(ids), spelled, tuple(Seam(int(at), int(chars)) for at, chars in seams)
-        )
-        sound = (
-            isinstance(spelled, str)
-            and all(type(token) is int and 0 <= token < 2**32 for token in ledger.ids)
-            and ledger.seams[0] == (0, 0)
-            and all(
-                a.ids < b.ids and a.chars <= b.chars
-                for a, b in zip(ledger.seams, ledger.seams[1:], strict=False)
-            )
-            and ledger.seams[-1].ids <= len(ledger.ids)
-            and ledger.seams[-1].chars == len(spelled)
-        )
-    except (LookupError, TypeError, ValueError, OverflowError):
-        sound = False
-    if not sound:
+        return reader(text)
+    except ValueError as error:
         raise PromptCacheFormatError(
-            f"The tokens that {path} names are not of the form they should have.",
+            f"The metadata of {path} are damaged: {error}.",
             remedy="Make the prompt cache anew.",
-        )
-    return ledger
-
-
-def _read_conversation(path: Path, text: str) -> dict[str, Any]:
-    entry = _json(path, text)
-    instructions = entry.get("instructions")
-    history, kwargs = entry.get("history", []), entry.get("template_kwargs", {})
-    try:
-        if not isinstance(instructions, str | None) or not isinstance(kwargs, dict):
-            raise TypeError
-        messages = tuple(Message(**message) for message in history)
-    except (TypeError, MessageError) as error:
-        raise PromptCacheFormatError(
-            f"The conversation in {path} is not of the form it should have.",
-            remedy="Save the cache anew from its session.",
         ) from error
-    return {"instructions": instructions, "history": messages, "template_kwargs": kwargs}
-
-
-def _json(path: Path, text: str) -> dict[str, Any]:
-    try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError):
-        entry = None
-    if not isinstance(entry, dict):
-        raise PromptCacheFormatError(
-            f"The metadata of {path} can't be read.", remedy="Make the prompt cache once more."
-        )
-    return entry

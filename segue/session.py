@@ -4,29 +4,37 @@ from __future__ import annotations
 
 import copy
 import os
-import weakref
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType
-from typing import Any
+from types import MappingProxyType, TracebackType
+from typing import Any, Self
 
+from .atomic import checked_path
 from .config import GenerationConfig, SpeculativeDecodingConfig
-from .engine import Engine, Marks, PrefillProgress, check_progress
-from .errors import ConfigurationError, PromptCacheError, SessionBusyError
-from .interrupt import InterruptHold
-from .ledger import common_prefix
+from .engine import Engine, Marks, PrefillProgress, StoredPart, check_progress
+from .errors import ConfigurationError, PromptCacheError, SessionWarning
+from .file_lock import FileLock
+from .history import checked_index, last_turn, start_of_turns
 from .messages import Message, Role, as_messages, check_messages
-from .overflow import ContextLimit, OnOverflow, dropped_from
-from .prompt import Prompt, PromptBuilder
-from .prompt_cache import PromptCache, checked_path, describe
-from .reasoning import ReasoningSplitter
+from .overflow import ContextLimit, OnOverflow
+from .prompt_cache import PromptCache, describe
 from .reply import Reply
+from .session_archive import (
+    constructor_arguments,
+    lock_to_read,
+    warn_of_losses,
+    write_session,
+)
 from .session_cache import SessionCache
-from .usage import TurnUsage, Usage
+from .session_file import SessionFile
+from .session_settings import SessionSettings
+from .turn_taker import TurnTaker
+from .usage import Usage
 
 
-class ChatSession:
+class ChatSession(TurnTaker):
     """A multi-turn conversation with one model, whose KV cache is kept from turn to turn.
 
     Each turn feeds the model only the tokens it has not read yet. A session has at most one live
@@ -80,23 +88,18 @@ class ChatSession:
                 remedy="Pass a dict such as {'enable_thinking': False}.",
             )
         _check_generation(generation)
-        self._engine = engine
-        self._limit = ContextLimit(engine.context_length, on_overflow)
-        self._cache = SessionCache(engine, generation, speculative=speculative, start=cache)
-        self._generation = self._cache.config
-        self._history = list(check_messages(history))
-        given = instructions is not None or self._history or template_kwargs is not None
+        limit = ContextLimit(engine.context_length, on_overflow)
+        kept = SessionCache(engine, generation, speculative=speculative, start=cache)
+        said = check_messages(history)
+        given = instructions is not None or said or template_kwargs is not None
         if cache is not None and not given:
+            said = cache.history
             instructions, template_kwargs = cache.instructions, cache.template_kwargs
-            self._history = list(cache.history)
+        arguments = copy.deepcopy(dict(template_kwargs or {}))
+        super().__init__(engine, kept, limit, said, None, arguments)
         self.instructions = instructions
-        self._template_kwargs = copy.deepcopy(dict(template_kwargs or {}))
-        self._prompts = PromptBuilder(engine.tokenizer, self._template_kwargs)
-        self._live: weakref.ref[Reply] | None = None
-        self._busy = False
-        self._turns: list[TurnUsage] = []
-        # Tokens that were fed outside of turns.
-        self._read: Counter[str] = Counter()
+        # Of the file that this session goes on with.
+        self._lock: FileLock | None = None
 
     @property
     def instructions(self) -> str | None:
@@ -164,7 +167,12 @@ class ChatSession:
         marks = Marks() if self._cache.context is None else self._cache.context.marks
         read = self._read
         return Usage(
-            tuple(self._turns), read["prewarm"], read["settle"], len(marks.offsets), marks.nbytes
+            tuple(self._turns),
+            read["prewarm"],
+            read["settle"],
+            len(marks.offsets),
+            marks.nbytes,
+            *self._cache.acceptance,
         )
 
     def respond(
@@ -188,14 +196,8 @@ class ChatSession:
         Returns:
             The reply's text, as the history records it.
         """
-        with self.stream(
-            prompt, role=role, prompt_progress_callback=prompt_progress_callback
-        ) as reply:
-            for _ in reply:
-                pass
-        return "\n\n".join(
-            text for text in (reply.reasoning if reasoning else "", reply.text) if text
-        )
+        reply = self.stream(prompt, role=role, prompt_progress_callback=prompt_progress_callback)
+        return _said(reply, reasoning)
 
     def stream(
         self,
@@ -224,63 +226,115 @@ class ChatSession:
         messages = as_messages(prompt, role)
         check_progress(prompt_progress_callback)
         self._close_live()
-        # Whatever is called from here on (templates, on_overflow) finds the session busy.
-        self._busy = True
+        return self._begin(
+            tuple(self._history), messages, self._generation, prompt_progress_callback
+        )
+
+    def regenerate(
+        self,
+        *,
+        reasoning: bool = False,
+        prompt_progress_callback: PrefillProgress | None = None,
+        **overrides: Any,
+    ) -> str:
+        """Replace the last reply, and return the new one.
+
+        The cache goes back to the end of the prompt, so that next to nothing is read again. Errors
+        are those of `stream_again`; a GenerationError is raised here.
+
+        Args:
+            reasoning: See `respond`.
+            prompt_progress_callback: See `stream`.
+            overrides: See `stream_again`.
+
+        Returns:
+            The reply's text, as the history records it.
+        """
+        reply = self.stream_again(prompt_progress_callback=prompt_progress_callback, **overrides)
+        return _said(reply, reasoning)
+
+    def stream_again(
+        self, *, prompt_progress_callback: PrefillProgress | None = None, **overrides: Any
+    ) -> Reply:
+        """Begin to replace the last reply, or to answer a question that has none (see `edit`).
+
+        The old reply leaves the history at once; it comes back if the new one ends before its first
+        token.
+
+        Args:
+            prompt_progress_callback: See `stream`.
+            overrides: Settings of this reply alone, as fields of GenerationConfig
+                (``temperature=1.0``, another ``seed``).
+
+        Raises:
+            HistoryError: There is nothing to reply to; nothing changed.
+            ConfigurationError: No such setting, or one that can't be; nothing changed.
+            TemplateError, ContextLengthError, SessionBusyError: See `stream`; nothing changed.
+        """
+        check_progress(prompt_progress_callback)
+        self._close_live()
+        before, asked, reply = last_turn(self._history)
         try:
-            return self._begin(messages, prompt_progress_callback)
-        finally:
-            self._busy = False
+            config = replace(self._generation, **overrides)
+        except TypeError as error:
+            raise ConfigurationError(
+                f"A reply has no such setting: {error}.",
+                remedy="Use fields of GenerationConfig, such as temperature or seed.",
+            ) from None
+        return self._begin(before, asked, config, prompt_progress_callback, instead_of=reply)
 
-    def _begin(self, messages: Sequence[Message], progress: PrefillProgress | None) -> Reply:
-        config, prompts, cache = self._generation, self._prompts, self._cache
-        tokenizer = self._engine.tokenizer
-        # A cache of another kind is replaced only once nothing can be refused any more.
-        context = cache.context_for(config)
-        held = cache.held(config)
+    def undo(self, turns: int = 1) -> tuple[Message, ...]:
+        """Take back the last turns, tool exchanges with the turn they are part of.
 
-        def build(history: Sequence[Message], *, places: bool) -> tuple[Prompt, int]:
-            built = prompts.build(self._system, [*history, *messages], held, places=places)
-            return built, context.prefix + len(built.ledger.ids)
+        A live reply is closed first, and taken back with its turn. The cache goes back to where the
+        turns began; what is left of the conversation is not read again. `usage` still counts them.
 
-        def measure(history: Sequence[Message]) -> int:
-            return build(history, places=False)[1]
+        Args:
+            turns: How many.
 
-        history = tuple(self._history)
-        dropped: tuple[Message, ...] = ()
-        built, length = build(history, places=context.wants_marks)
-        if self._limit.needs_room(length, config.max_tokens):
-            kept = self._limit.make_room(history, messages, measure, max_tokens=config.max_tokens)
-            history, dropped = kept, dropped_from(history, kept)
-            built, length = build(history, places=context.wants_marks)
-        self._limit.check(length)
-        config = self._limit.within(config, length)
-        ids, text = built.ledger.ids, built.ledger.text
-        marks = (built.opening, built.stable)
-        steps = context.generate(ids, config, progress, marks=marks, pinned=built.opening)
-        detokenizer = tokenizer.detokenizer()
-        # The template may begin the reasoning; a prompt that ends in what was asked does not.
-        asked = messages[-1].content.strip()
-        behind = "" if asked and text.rstrip().endswith(asked) else text
-        hold = InterruptHold()
-        with hold:
-            cached = cache.turn_to(context, config, built.ledger)
-            self._history[:] = [*history, *messages]
-            reply = Reply(
-                steps,
-                context=context,
-                eos_token_ids=tokenizer.eos_token_ids,
-                detokenizer=detokenizer,
-                splitter=ReasoningSplitter(tokenizer.reasoning_tags, behind),
-                config=config,
-                prompt_tokens=length,
-                cached_tokens=cached,
-                dropped=dropped,
-                record=self._record,
-            )
-            self._live = weakref.ref(reply)
-            # The reply is dropped then, which records it as empty.
-            hold.deliver()
-        return reply
+        Returns:
+            The messages that were taken back, oldest first.
+
+        Raises:
+            HistoryError: There are not that many; nothing changed.
+        """
+        self._close_live()
+        return self._cut(start_of_turns(self._history, turns))
+
+    def edit(self, index: int, content: str) -> tuple[Message, ...]:
+        """Change a message, and drop what followed it.
+
+        If it is one that awaits a reply, `regenerate` gives it. The cache goes back to where the
+        conversation changed.
+
+        Args:
+            index: The message's place in `history`; a negative one counts from the end.
+            content: Its new text; the other fields stay.
+
+        Returns:
+            The messages that were taken out, oldest first: the old one, and what followed.
+
+        Raises:
+            HistoryError: There is no such message; nothing changed.
+            MessageError: The content is no text; nothing changed.
+        """
+        self._close_live()
+        place = checked_index(self._history, index)
+        return self._cut(place, replace(self._history[place], content=content))
+
+    def fork(self) -> Self:
+        """A session that has the same history, cache, marks and settings, and goes its own way.
+
+        Nothing is copied before one of the two goes on, and then what is behind the fork: forks
+        share the keys and values of what they have in common. A live reply is closed first. The
+        fork's `usage` begins anew, and it has no file.
+        """
+        self._close_live()
+        twin = copy.copy(self)
+        twin._cache = self._cache.fork()
+        twin._history, twin._turns, twin._read = list(self._history), [], Counter()
+        twin._live = twin._lock = None
+        return twin
 
     def prewarm(
         self,
@@ -323,46 +377,6 @@ class ChatSession:
         """
         return self._read_ahead("settle", prompt_progress_callback, prefill_step_size)
 
-    def _read_ahead(
-        self, reason: str, progress: PrefillProgress | None, step_size: int | None
-    ) -> int:
-        """Feed what every next prompt will begin with; how many tokens that was."""
-        check_progress(progress)
-        self._close_live()
-        step_size = self._generation.prefill_step_size if step_size is None else step_size
-        config = replace(self._generation, max_tokens=0, prefill_step_size=step_size)
-        cache, hold, fed = self._cache, InterruptHold(), 0
-        self._busy = True
-        try:
-            held = cache.held(config)
-            opening = self._prompts.build_opening(self._system, self._history, held)
-            ids = opening.ledger.ids
-            if common_prefix(held.ids, ids) == len(ids):
-                return 0
-            context = cache.context_for(config)
-            length = context.prefix + len(ids)
-            if self._limit.needs_room(length, 1):
-                return 0  # the next turn makes room first
-            self._limit.check(length)
-            places = (opening.opening, opening.stable)
-            steps = context.generate(ids, config, progress, marks=places, pinned=opening.opening)
-            with hold:
-                before = cache.turn_to(context, config, opening.ledger)
-                try:
-                    for _ in steps:
-                        pass
-                finally:
-                    cache.commit()
-                    fed = max(context.offset - before, 0)
-                    self._read[reason] += fed
-                hold.deliver()
-        except BaseException:
-            hold.pass_on()
-            raise
-        finally:
-            self._busy = False
-        return fed
-
     def save_cache(self, path: str | os.PathLike[str]) -> None:
         """Write the KV cache to a file, for `segue.load_prompt_cache`.
 
@@ -389,11 +403,118 @@ class ChatSession:
         metadata = describe(
             self._engine.fingerprint,
             None if self._cache.opaque else self._cache.ledger,
-            self._instructions,
-            self._history,
-            self._template_kwargs,
+            self._conversation,
         )
         context.save(place, metadata)
+
+    def save(self, path: str | os.PathLike[str], *, kv: bool = True) -> None:
+        """Write the whole session to a file, for `ChatSession.open`.
+
+        A live reply is closed first. The file is replaced in one piece: after a failure, or a kill
+        at any moment, the earlier one is whole. From here on the file is this session's: other
+        processes can't open it before `close`, or before this one saves to another file or ends.
+
+        Settings that are code (logits processors, a function for `on_overflow`) and a model that
+        drafts can't be saved; pass them to `open`.
+
+        Args:
+            path: The file; ``.segue`` by custom.
+            kv: Whether to keep the KV cache, which makes most of the file. Without it, `open` has
+                the conversation read again.
+
+        Raises:
+            ConfigurationError: The path is none.
+            SessionLockedError: Another process has the file open.
+            SessionFileError: It can't be written, or the conversation holds what JSON can't
+                express.
+
+        Warns:
+            SessionWarning: Files have no form for this model's cache; it was left out.
+        """
+        place = checked_path(path)
+        self._close_live()
+        parts: Mapping[str, StoredPart] = {}
+        if kv:
+            try:
+                parts = self._cache.parts(self._generation)
+            except PromptCacheError as error:
+                told = f"The session is saved without its KV cache. {error}"
+                warnings.warn(told, SessionWarning, stacklevel=2)
+        settings = SessionSettings.of(
+            self._generation, self._cache.speculative, self._limit.on_overflow
+        )
+        ledger = self._cache.ledger if parts else None
+        lock = write_session(
+            place, self._engine, self._conversation, settings, self.usage, ledger, parts
+        )
+        self.close()
+        self._lock = lock
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], engine: Engine, **overrides: Any) -> Self:
+        """Go on with a session that `save` wrote, in this process or another.
+
+        With the engine that it was saved with, the next turn reads nothing but its message, and
+        says what the session would have said that never stopped. Without it, or where the cache is
+        damaged, the conversation is there all the same, and the next turn reads it again. The file
+        is this session's from here on, as after `save`.
+
+        Args:
+            path: The file.
+            engine: The model.
+            overrides: Arguments of ChatSession to use instead of what the file says:
+                `instructions`, `generation`, `template_kwargs`, `speculative`, `on_overflow`.
+
+        Raises:
+            ConfigurationError: An argument is of the wrong type, or the engine can't do what the
+                settings ask.
+            SessionNotFoundError: There is no such file.
+            SessionLockedError: Another process has it open.
+            SessionFileFormatError: It is no session file, of a newer version, or the conversation
+                in it is damaged; `readable` tells what is not.
+            SessionFileError: It can't be read.
+
+        Warns:
+            SessionWarning: Something in the file could not be taken up, such as the KV cache; the
+                message says what and why.
+        """
+        place = checked_path(path)
+        with lock_to_read(place) as lock:
+            file = SessionFile.read(place, load=True)
+            arguments = constructor_arguments(file, overrides)
+            session = cls(engine, history=file.history, **arguments)
+            session._cache, aside = SessionCache.resume(
+                engine, file, session._generation, arguments["speculative"]
+            )
+            session._generation = session._cache.config
+            session._turns = list(file.usage.turns)
+            session._read["prewarm"] = file.usage.prewarmed_tokens
+            session._read["settle"] = file.usage.settled_tokens
+            warn_of_losses(file, aside, overrides)
+        session._lock = lock
+        return session
+
+    def close(self) -> None:
+        """Let other processes have the file that this session was saved to or opened from.
+
+        A live reply is closed first. The session can go on, and be saved again. Leaving a ``with``
+        block does the same, and so does garbage collection.
+        """
+        self._close_live()
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
 
     def clear(self) -> None:
         """Forget the conversation: drop cache and history, keep instructions and settings.
@@ -404,26 +525,13 @@ class ChatSession:
         self._cache.clear()
         self._history.clear()
 
-    def _close_live(self) -> None:
-        if self._busy:
-            raise SessionBusyError(
-                "This session is making or reading a prompt at this moment.",
-                remedy="Don't use it inside its own callbacks, nor from two threads.",
-            )
-        reply = self._live() if self._live is not None else None
-        if reply is not None:
-            reply.close()
-        self._live = None
 
-    @property
-    def _system(self) -> Message | None:
-        return None if self._instructions is None else Message.system(self._instructions)
-
-    def _record(self, reply: Reply) -> None:
-        """Write back what a turn really did; called by the reply, once."""
-        self._turns.append(reply.usage)
-        self._history.append(Message.assistant(reply.text, reasoning=reply.reasoning or None))
-        self._cache.commit(reply.tokens)
+def _said(reply: Reply, reasoning: bool) -> str:
+    """A reply's text, once it is over, with what was thought in front if that is wanted."""
+    with reply:
+        for _ in reply:
+            pass
+    return "\n\n".join(text for text in (reply.reasoning if reasoning else "", reply.text) if text)
 
 
 def _check_generation(generation: GenerationConfig) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 
 from .config import GenerationConfig, SpeculativeDecodingConfig
-from .engine import Acceptance, Context, Engine
-from .errors import ConfigurationError
+from .engine import Acceptance, Context, Engine, StoredPart
+from .errors import ConfigurationError, PromptCacheError
 from .ledger import TokenLedger, tokens_to_keep
 from .prompt import append_reply
 from .prompt_cache import PromptCache
+from .session_file import SessionFile
+from .session_layout import STATES
 
 
 class SessionCache:
@@ -27,6 +30,7 @@ class SessionCache:
 
     Attributes:
         config: The settings, completed with those of the start.
+        speculative: The draft.
         context: The context, if there is one yet.
         ledger: The ids that it holds behind its prefix.
 
@@ -45,7 +49,7 @@ class SessionCache:
         _check_draft(engine, speculative)
         _check_start(engine, start)
         self._engine = engine
-        self._speculative = speculative
+        self.speculative = speculative
         self._opaque = start if start is not None and start.ledger is None else None
         self.config = config if start is None else start.settle(config)
         self.context: Context | None = None
@@ -133,6 +137,86 @@ class SessionCache:
         context.rewind(context.prefix + len(ledger.ids))
         self.ledger = ledger.truncate(context.offset - context.prefix)
 
+    def rewind(self, keep: int) -> None:
+        """Go back to at most the first `keep` ids behind the prefix."""
+        if self.context is not None:
+            self.context.rewind(self.context.prefix + keep)
+            self.ledger = self.ledger.truncate(self.context.offset - self.context.prefix)
+
+    def fork(self) -> SessionCache:
+        """Another one that holds the same; nothing is copied before one of the two changes."""
+        twin = copy.copy(self)
+        twin._acceptance = Acceptance()
+        twin.context = None if self.context is None else self.context.fork()
+        return twin
+
+    def parts(self, config: GenerationConfig) -> Mapping[str, StoredPart]:
+        """What a file keeps of it, as far as it can go on under these settings.
+
+        Raises:
+            PromptCacheError: Files have no form for this kind of cache.
+        """
+        if self.context is None and self.opaque:
+            self.context = self._new_context(config)
+        if self.context is None or self._settings != config.cache_settings:
+            return {}
+        return self.context.parts()
+
+    @classmethod
+    def resume(
+        cls,
+        engine: Engine,
+        file: SessionFile,
+        config: GenerationConfig,
+        speculative: SpeculativeDecodingConfig | None,
+    ) -> tuple[SessionCache, Mapping[str, str]]:
+        """What a saved session's model had read, as far as this engine can go on with it.
+
+        Args:
+            engine: The model.
+            file: The session, its parts loaded.
+            config: Settings to go on with; if they ask for another kind of cache, the old is left.
+            speculative: A draft for its contexts.
+
+        Returns:
+            The cache, and the parts of the file that were set aside, with the reasons.
+
+        Raises:
+            ConfigurationError: Draft or settings don't go with the engine or an opaque prefix.
+        """
+        parts = dict(file.parts)
+        aside = {name: file.damage[name] for name in (*STATES, "tokens") if name in file.damage}
+        if parts and file.origin.fingerprint != engine.fingerprint:
+            aside |= dict.fromkeys(parts, "it is of another model, or of another precision")
+            parts.clear()
+        start = None
+        if "prefix" in parts:
+            try:
+                stored = engine.read_prefix(parts["prefix"], file.generation)
+                start = PromptCache(engine, stored)
+            except PromptCacheError as error:
+                aside["prefix"] = error.what
+        if "prefix" in aside:
+            parts.clear()
+        cache = cls(engine, config, speculative=speculative, start=start)
+        cache._acceptance = Acceptance(file.usage.proposed_tokens, file.usage.accepted_tokens)
+        same_kind = cache.config.cache_settings == file.generation.cache_settings
+        if "cache" in parts and "tokens" not in aside and same_kind:
+            aside |= cache._restore(parts, file.ledger)
+        return cache, aside
+
+    def _restore(self, parts: Mapping[str, StoredPart], ledger: TokenLedger) -> Mapping[str, str]:
+        """Hold what a file tells; the parts that could not be used, and why."""
+        context = self._new_context(self.config)
+        try:
+            aside = context.restore(parts)
+        except PromptCacheError as error:
+            return {"cache": error.what}
+        if context.offset != context.prefix + len(ledger.ids):
+            return {"cache": "it holds another number of tokens than the file names"}
+        self.context, self.ledger, self._settings = context, ledger, self.config.cache_settings
+        return aside
+
     def clear(self) -> None:
         """Forget everything but an opaque prefix."""
         self._acceptance, self.context = self.acceptance, None
@@ -141,7 +225,7 @@ class SessionCache:
     def _new_context(self, config: GenerationConfig) -> Context:
         return self._engine.context(
             config,
-            speculative=self._speculative,
+            speculative=self.speculative,
             cache=None if self._opaque is None else self._opaque.stored,
             opaque=self._opaque is not None,
         )

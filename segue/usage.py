@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
+
+from .transcript import read_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,8 @@ class Usage:
         settled_tokens: Tokens that `ChatSession.settle` has fed.
         marks: Places that the cache can come back to now, where it can't be trimmed.
         mark_bytes: What those hold in memory.
+        proposed_tokens: Tokens that a draft has proposed.
+        accepted_tokens: How many of those the model took.
     """
 
     turns: tuple[TurnUsage, ...] = ()
@@ -43,6 +49,8 @@ class Usage:
     settled_tokens: int = 0
     marks: int = 0
     mark_bytes: int = 0
+    proposed_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prompt_tokens(self) -> int:
@@ -73,3 +81,33 @@ class Usage:
     def decode_seconds(self) -> float:
         """Time that replies took, from their first tokens on."""
         return sum(turn.decode_seconds for turn in self.turns)
+
+    def to_json(self) -> str:
+        """What was spent, as JSON; marks are what there is now, and left out."""
+        turns = [dataclasses.asdict(turn) for turn in self.turns]
+        return json.dumps({"turns": turns, **{name: getattr(self, name) for name in _COUNTS}})
+
+    @classmethod
+    def from_json(cls, text: str) -> Usage:
+        """The usage that a text tells.
+
+        Raises:
+            ValueError: It tells none.
+        """
+        entry = read_object(text)
+        try:
+            turns = tuple(TurnUsage(**turn) for turn in entry.get("turns", ()))
+        except TypeError as error:
+            raise ValueError("its turns are not of the form they should have") from error
+        counts = {name: entry.get(name, 0) for name in _COUNTS}
+        numbers = [*counts.values(), *(value for turn in turns for value in _values(turn))]
+        if not all(type(number) in (int, float) and number >= 0 for number in numbers):
+            raise ValueError("it counts what can't be counted")
+        return cls(turns, **counts)
+
+
+_COUNTS = ("prewarmed_tokens", "settled_tokens", "proposed_tokens", "accepted_tokens")
+
+
+def _values(turn: TurnUsage) -> tuple[float, ...]:
+    return dataclasses.astuple(turn)

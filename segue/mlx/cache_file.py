@@ -25,8 +25,14 @@ from mlx_lm.models.cache import (
 
 from ..atomic import replacing
 from ..errors import PromptCacheError, PromptCacheFormatError, PromptCacheMismatchError
-from .cache_layers import KINDS, SavedLayer, States, describe, read_layer
-from .safetensors_file import Header, damaged, read_header, shown
+from ..safetensors_file import (
+    DamagedFileError,
+    Header,
+    NotSafetensorsError,
+    read_header,
+    shown,
+)
+from .cache_layers import KINDS, SavedLayer, States, damaged, describe, read_layer
 
 VERSION = 1
 OURS = "segue_"
@@ -113,7 +119,7 @@ def write_cache_file(path: Path, layers: list[Any], metadata: Mapping[str, str])
             with temporary.open("wb") as file:
                 save_prompt_cache(file, [_trimmed(layer) for layer in layers], texts)
             with temporary.open("r+b") as file:
-                _sign(file, temporary)
+                _sign(file, path)
     # A path with a zero byte is a ValueError; MLX reports what the device failed at as a
     # RuntimeError.
     except PromptCacheError:
@@ -154,7 +160,7 @@ def read_cache_file(path: Path, expected: list[Any]) -> CacheFile:
             # Opening a pipe would wait for someone to write.
             raise OSError(errno.EINVAL, "it is not a regular file")
         with path.open("rb") as file:
-            header = read_header(file, path)
+            header = _header(file, path)
             texts = {
                 name[2:]: text for name, text in header.metadata.items() if name.startswith("0.")
             }
@@ -233,9 +239,21 @@ def _check_layers(layers: list[Any]) -> None:
         )
 
 
+def _header(file: BinaryIO, path: Path) -> Header:
+    try:
+        return read_header(file)
+    except NotSafetensorsError:
+        raise PromptCacheFormatError(
+            f"{path} is no safetensors file, so it is no prompt cache either.",
+            remedy="Pass a file that Segue or mlx_lm.cache_prompt wrote.",
+        ) from None
+    except DamagedFileError as error:
+        raise damaged(path, str(error)) from error
+
+
 def _sign(file: BinaryIO, path: Path) -> None:
     """Put the checksum into a file that was written with zeros in its place."""
-    header = read_header(file, path)
+    header = read_header(file)
     place = _checksum_place(header, NO_CHECKSUM, path)
     digest = _digest(file, header, place)
     file.seek(place)

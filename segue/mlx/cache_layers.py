@@ -24,7 +24,7 @@ from mlx_lm.models.cache import (
 )
 
 from ..errors import PromptCacheFormatError
-from .safetensors_file import Header, TensorInfo, damaged, shown
+from ..safetensors_file import Header, TensorInfo, shown
 
 # The longest name of a class, in characters, and the most tokens that any cache counts.
 LONGEST_NAME = 64
@@ -46,6 +46,14 @@ DTYPES = {
     mx.uint64: "U64",
     mx.int64: "I64",
 }
+
+
+def damaged(path: Path, how: str) -> PromptCacheFormatError:
+    """The error that says that a file is not what was once written, and how that shows."""
+    return PromptCacheFormatError(
+        f"{path} is damaged, or no prompt cache: {how}.",
+        remedy="Make the prompt cache again, or restore the file from a copy.",
+    )
 
 
 @dataclass(frozen=True)

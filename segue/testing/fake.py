@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..atomic import replacing
 from ..config import GenerationConfig, SpeculativeDecodingConfig
-from ..engine import Acceptance, Marks, PrefillProgress, Step, StoredCache, Tokenizer
+from ..engine import (
+    Acceptance,
+    Marks,
+    PrefillProgress,
+    Step,
+    StoredCache,
+    StoredPart,
+    StoredTensor,
+    Tokenizer,
+)
 from ..errors import GenerationError, PromptCacheError, PromptCacheFormatError
 from ..interrupt import deliver_interrupt
 from .tokenizer import ToyTokenizer
@@ -160,6 +170,32 @@ class FakeContext:
                 f"{path} can't be written: {error.strerror}.", remedy="Check its folder."
             ) from error
 
+    def fork(self) -> FakeContext:
+        """See `segue.engine.Context.fork`."""
+        twin = FakeContext(
+            self._model, trimmable=not self.wants_marks, start=self._prefix, opaque=True
+        )
+        twin.cache = [list(layer) for layer in self.cache]
+        twin._marks = list(self._marks)
+        return twin
+
+    def parts(self) -> Mapping[str, StoredPart]:
+        """See `segue.engine.Context.parts`."""
+        parts = {"cache": _stored(self.cache[0])} if self.offset else {}
+        if self._marks:
+            parts["marks"] = StoredPart({"offsets": list(self._marks)}, {})
+        if self._prefix:
+            parts["prefix"] = _stored(self._prefix)
+        return parts
+
+    def restore(self, parts: Mapping[str, StoredPart]) -> Mapping[str, str]:
+        """See `segue.engine.Context.restore`."""
+        ids = _restored(parts["cache"])
+        self.cache = [list(ids) for _ in self.cache]
+        if "marks" in parts:
+            self._marks = list(parts["marks"].values["offsets"])
+        return {}
+
     def generate(
         self,
         ids: Sequence[int],
@@ -206,6 +242,19 @@ class FakeContext:
             raise
 
 
+def _stored(ids: Sequence[int]) -> StoredPart:
+    return StoredPart({}, {"ids": StoredTensor("U32", (len(ids),), array("I", ids).tobytes())})
+
+
+def _restored(part: StoredPart) -> list[int]:
+    tensor = part.tensors.get("ids")
+    if tensor is None or tensor.dtype != "U32":
+        raise PromptCacheFormatError(
+            "This is no cache of the fake engine.", remedy="Save the session anew."
+        )
+    return array("I", bytes(tensor.data)).tolist()
+
+
 class FakeEngine:
     """An engine whose model follows a script; implements `segue.engine.Engine`.
 
@@ -219,7 +268,8 @@ class FakeEngine:
 
     Attributes:
         model: The model.
-        fingerprint: The same for all fakes.
+        source: What saved sessions call the model.
+        fingerprint: The same for all fakes, unless it is set.
         contexts: Every context made so far, newest last.
     """
 
@@ -237,7 +287,7 @@ class FakeEngine:
         self.model = ScriptedModel(script, tokenizer=tokenizer, fail_at=fail_at, failure=failure)
         self.tokenizer = self.model.tokenizer
         self.trimmable = trimmable
-        self.fingerprint = "fake"
+        self.source = self.fingerprint = "fake"
         self.contexts: list[FakeContext] = []
 
     def context(
@@ -272,3 +322,8 @@ class FakeEngine:
                 f"{path} is no cache of the fake engine.", remedy="Save one with save_cache."
             ) from error
         return StoredCache(ids, len(ids), metadata)
+
+    def read_prefix(self, part: StoredPart, config: GenerationConfig) -> StoredCache:
+        """See `segue.engine.Engine.read_prefix`."""
+        ids = tuple(_restored(part))
+        return StoredCache(ids, len(ids), {})

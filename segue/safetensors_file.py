@@ -10,13 +10,10 @@ import json
 import re
 from collections.abc import Mapping
 from math import prod
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ..errors import PromptCacheFormatError
-
 LENGTH_BYTES = 8
-# A header of more is no prompt cache: a million token ids take some 7 MB, their text as much.
+# A header of more is none of ours: a million token ids take some 7 MB, their text as much.
 LONGEST_HEADER = 64 * 2**20
 # JSON objects take some twenty times the memory of their text.
 MOST_BRACKETS = 200_000
@@ -31,6 +28,14 @@ SIZES = {
     **dict.fromkeys(("U32", "I32", "F32"), 4),
     **dict.fromkeys(("U64", "I64", "F64"), 8),
 }
+
+
+class NotSafetensorsError(ValueError):
+    """A file is no safetensors file at all; internal, rooms that read files say it their way."""
+
+
+class DamagedFileError(ValueError):
+    """A file is not what was once written; internal. Its message says how that shows."""
 
 
 class TensorInfo(NamedTuple):
@@ -55,7 +60,7 @@ class Header(NamedTuple):
     tensors: Mapping[str, TensorInfo]
 
 
-def read_header(file: BinaryIO, path: Path) -> Header:
+def read_header(file: BinaryIO) -> Header:
     """Read and check the header of an open file.
 
     Every tensor's type, shape and place are checked, and that together they cover the data exactly:
@@ -63,10 +68,10 @@ def read_header(file: BinaryIO, path: Path) -> Header:
 
     Args:
         file: The file, anywhere; left at its first tensor's data.
-        path: What messages call it.
 
     Raises:
-        PromptCacheFormatError: It is truncated, damaged or no safetensors file.
+        NotSafetensorsError: It does not begin as one does.
+        DamagedFileError: It is truncated or damaged.
         OSError: The file can't be read.
     """
     size = file.seek(0, 2)
@@ -74,32 +79,47 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     prefix = file.read(LENGTH_BYTES)
     length = int.from_bytes(prefix, "little")
     if size < LENGTH_BYTES or not 2 <= length <= LONGEST_HEADER:
-        raise PromptCacheFormatError(
-            f"{path} is no safetensors file, so it is no prompt cache either.",
-            remedy="Pass a file that Segue or mlx_lm.cache_prompt wrote.",
-        )
+        raise NotSafetensorsError("it is no safetensors file")
     if length > size - LENGTH_BYTES:
-        raise damaged(path, "it ends inside its header")
+        raise DamagedFileError("it ends inside its header")
     raw = prefix + file.read(length)
-    entries = _parse(raw[LENGTH_BYTES:], path)
+    entries = _parse(raw[LENGTH_BYTES:])
     metadata = entries.pop("__metadata__", None)
     # MLX writes null where there are none.
     metadata = {} if metadata is None else metadata
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
-        raise damaged(path, "its metadata are not all text")
-    tensors = {name: _tensor(name, entry, len(raw), path) for name, entry in entries.items()}
-    _check_extents(tensors, len(raw), size, path)
+        raise DamagedFileError("its metadata are not all text")
+    tensors = {name: _tensor(name, entry, len(raw)) for name, entry in entries.items()}
+    _check_extents(tensors, len(raw), size)
     return Header(raw, metadata, tensors)
 
 
-def damaged(path: Path, how: str) -> PromptCacheFormatError:
-    """The error that says that a file is not what was once written, and how that shows."""
-    return PromptCacheFormatError(
-        f"{path} is damaged, or no prompt cache: {how}.",
-        remedy="Make the prompt cache again, or restore the file from a copy.",
-    )
+def read_metadata(file: BinaryIO) -> Mapping[str, str] | None:
+    """What can be saved of the metadata where `read_header` can't help: damage may lie behind them.
+
+    Args:
+        file: The file, anywhere.
+
+    Returns:
+        The metadata, unchecked; ``None`` unless they stand in front and can be read.
+
+    Raises:
+        OSError: The file can't be read.
+    """
+    file.seek(0)
+    length = int.from_bytes(file.read(LENGTH_BYTES), "little")
+    text = file.read(length if length <= LONGEST_HEADER else LONGEST_HEADER)
+    begin = b'{"__metadata__":'
+    if not text.startswith(begin) or _too_many(text):
+        return None
+    try:
+        metadata, _ = json.JSONDecoder().raw_decode(text[len(begin) :].decode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    sound = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
+    return metadata if sound else None
 
 
 def shown(name: str) -> str:
@@ -107,13 +127,18 @@ def shown(name: str) -> str:
     return repr(name if len(name) <= 60 else name[:60] + "…")
 
 
+def _too_many(text: bytes) -> bool:
+    """Whether it has more brackets, those in strings left out, than any header needs."""
+    return _brackets(text) > MOST_BRACKETS and _brackets(_STRING.sub(b"", text)) > MOST_BRACKETS
+
+
 def _brackets(text: bytes) -> int:
     return text.count(b"[") + text.count(b"{")
 
 
-def _parse(text: bytes, path: Path) -> dict[str, Any]:
-    if _brackets(text) > MOST_BRACKETS and _brackets(_STRING.sub(b"", text)) > MOST_BRACKETS:
-        raise damaged(path, "its header has more entries than any model has layers")
+def _parse(text: bytes) -> dict[str, Any]:
+    if _too_many(text):
+        raise DamagedFileError("its header has more entries than any model has layers")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
@@ -124,15 +149,15 @@ def _parse(text: bytes, path: Path) -> dict[str, Any]:
     try:
         entries = json.loads(text.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
-        raise damaged(path, f"its header can't be read ({error})") from error
+        raise DamagedFileError(f"its header can't be read ({error})") from error
     if not isinstance(entries, dict):
-        raise damaged(path, "its header is not an object")
+        raise DamagedFileError("its header is not an object")
     return entries
 
 
-def _tensor(name: str, entry: Any, start: int, path: Path) -> TensorInfo:
-    def wrong(what: str) -> PromptCacheFormatError:
-        return damaged(path, f"the {what} of its tensor {shown(name)} makes no sense")
+def _tensor(name: str, entry: Any, start: int) -> TensorInfo:
+    def wrong(what: str) -> DamagedFileError:
+        return DamagedFileError(f"the {what} of its tensor {shown(name)} makes no sense")
 
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise wrong("description")
@@ -151,13 +176,15 @@ def _tensor(name: str, entry: Any, start: int, path: Path) -> TensorInfo:
     return TensorInfo(name, dtype, tuple(shape), start + place[0], start + place[1])
 
 
-def _check_extents(tensors: Mapping[str, TensorInfo], start: int, size: int, path: Path) -> None:
+def _check_extents(tensors: Mapping[str, TensorInfo], start: int, size: int) -> None:
     at = start
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
         if tensor.begin != at:
-            raise damaged(path, f"its tensor {shown(tensor.name)} overlaps another or leaves a gap")
+            raise DamagedFileError(
+                f"its tensor {shown(tensor.name)} overlaps another or leaves a gap"
+            )
         at = tensor.end
     if at > size:
-        raise damaged(path, f"it is cut off: it should have {at} bytes and has {size}")
+        raise DamagedFileError(f"it is cut off: it should have {at} bytes and has {size}")
     if at < size:
-        raise damaged(path, f"{size - at} bytes follow its last tensor")
+        raise DamagedFileError(f"{size - at} bytes follow its last tensor")

@@ -1,0 +1,150 @@
+"""What lies between a session and its file."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .engine import Engine, StoredPart
+from .errors import ConfigurationError, SessionWarning
+from .file_lock import FileLock
+from .ledger import TokenLedger
+from .session_file import SessionFile
+from .session_layout import Origin, unusable, write_session_file
+from .session_settings import SessionSettings
+from .transcript import Conversation, ledger_to_json
+from .usage import Usage
+
+LOSSES = {
+    "header": "Something in its header is damaged: {}.",
+    "file": "The file is damaged: {}.",
+    "tokens": "The KV cache was set aside, because it is not known what it holds: {}. The next "
+    "turn reads the conversation again.",
+    "cache": "The KV cache was set aside: {}. The next turn reads the conversation again.",
+    "prefix": "The prefix that stood in front of the conversation is lost: {}. The conversation "
+    "goes on without it.",
+    "marks": "The places that its KV cache could come back to were set aside: {}.",
+    "draft": "What its draft had read was set aside: {}. It will be read again.",
+    "settings": "Its settings were set aside: {}. It goes on with the defaults.",
+    "usage": "What it has cost was set aside: {}.",
+    "origin": "It is not known which model it was saved with: {}.",
+}
+
+OVERRIDES = ("instructions", "generation", "template_kwargs", "speculative", "on_overflow")
+
+
+def write_session(
+    path: Path,
+    engine: Engine,
+    conversation: Conversation,
+    settings: SessionSettings,
+    usage: Usage,
+    ledger: TokenLedger | None,
+    parts: Mapping[str, StoredPart],
+) -> FileLock:
+    """Write all that a session is.
+
+    Args:
+        path: The file.
+        engine: The session's model.
+        conversation: What was said.
+        settings: The session's settings.
+        usage: What it has cost.
+        ledger: The ids in its KV cache, if that is among the parts.
+        parts: The engine's parts.
+
+    Returns:
+        The file's lock.
+
+    Raises:
+        SessionLockedError: Another process has the file open.
+        SessionFileError: It can't be written, or something in it can't be expressed.
+    """
+    texts = {
+        "settings": settings.to_json(),
+        "usage": usage.to_json(),
+        "origin": Origin(engine.source, engine.fingerprint, datetime.now(UTC)).to_json(),
+    }
+    if ledger is not None:
+        texts["tokens"] = ledger_to_json(ledger)
+    try:
+        lock = FileLock(path)
+    except (OSError, ValueError) as error:
+        raise unusable(path, "written", error) from error
+    try:
+        write_session_file(path, conversation, texts, parts)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+@contextmanager
+def lock_to_read(path: Path) -> Iterator[FileLock | None]:
+    """Yields the lock of a file; ``None`` if that is missing, or its folder can't be written.
+
+    The lock is released if the block raises, and kept otherwise.
+
+    Raises:
+        SessionLockedError: Another process holds it.
+    """
+    lock = None
+    with suppress(OSError, ValueError):
+        lock = FileLock(path) if path.is_file() else None
+    try:
+        yield lock
+    except BaseException:
+        if lock is not None:
+            lock.release()
+        raise
+
+
+def constructor_arguments(file: SessionFile, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of ChatSession that bring a saved one back, but for its history and cache.
+
+    Raises:
+        ConfigurationError: Something can't be overridden.
+    """
+    if unknown := overrides.keys() - set(OVERRIDES):
+        raise ConfigurationError(
+            f"A saved session can't be opened with {', '.join(sorted(unknown))}.",
+            remedy=f"Override any of: {', '.join(OVERRIDES)}.",
+        )
+    told = {
+        "instructions": file.instructions,
+        "generation": file.generation,
+        "template_kwargs": file.template_kwargs,
+        "speculative": file.settings.speculative,
+        "on_overflow": file.settings.on_overflow,
+    }
+    return {**told, **overrides}
+
+
+def warn_of_losses(
+    file: SessionFile, aside: Mapping[str, str], overrides: Mapping[str, Any]
+) -> None:
+    """Say what of a file could not be taken up, if anything."""
+    for part, why in {**file.damage, **aside}.items():
+        told = LOSSES.get(part, f"Its part {part} was left out: {{}}.").format(why.rstrip("."))
+        _warn(file, told)
+    settings = file.settings
+    if settings.draft_model is not None and "speculative" not in overrides:
+        _warn(
+            file,
+            f"It drafted with the model {settings.draft_model}, and goes on without; pass "
+            "speculative= to draft again.",
+        )
+    for name in settings.left_out:
+        if name not in overrides and not (
+            name == "logits_processors" and "generation" in overrides
+        ):
+            _warn(file, f"Its {name} were code, which is not saved; pass them anew.")
+
+
+def _warn(file: SessionFile, told: str) -> None:
+    # As if from where the session was opened.
+    warnings.warn(f"{file.path}: {told}", SessionWarning, stacklevel=4)
