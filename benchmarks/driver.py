@@ -220,7 +220,7 @@ def do_workload(
             measure = process.ask("take", step=step.to_json(), messages=messages)
             text, ids = measure.pop("text"), measure.pop("tokens")
             conversation.end(text)
-            optimum.answer(text, ids)
+            optimum.answer(text, ids, ended=measure.pop("ended"))
             said.append(text)
             turns.append({"best_fed": best.fed_tokens, "best_prompt": best.prompt_tokens} | measure)
     record = {

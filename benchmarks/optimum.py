@@ -80,15 +80,18 @@ class Optimum:
         self._prompt = best[2]
         return Best(best[0], best[1])
 
-    def answer(self, text: str, ids: Sequence[int] | None) -> None:
+    def answer(self, text: str, ids: Sequence[int] | None, *, ended: bool = False) -> None:
         """What was said to the last prompt.
 
         Args:
             text: The reply, as the history has it.
             ids: The sampled ids, an end included; where a peer does not tell them, what the text
-                encodes to.
+                encodes to, and an end if the model `ended` the reply.
+            ended: See `ids`.
         """
-        sampled = tuple(self._encode(text) if ids is None else ids)
+        sampled = tuple(ids or ())
+        if ids is None:
+            sampled = (*self._encode(text), *(sorted(self._ends)[:1] if ended else ()))
         body = sampled[:-1] if sampled and sampled[-1] in self._ends else sampled
         length = len(body)
         while length and not self._decode(body[length - 1 : length]).strip():

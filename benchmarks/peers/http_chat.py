@@ -27,3 +27,8 @@ def text_of(chunk: dict[str, Any]) -> str:
     return (delta.get("reasoning") or delta.get("reasoning_content") or "") + (
         delta.get("content") or ""
     )
+
+
+def finish_of(chunk: dict[str, Any]) -> str | None:
+    """Why the reply ended, if a chunk tells."""
+    return chunk["choices"][0].get("finish_reason") if chunk.get("choices") else None

@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any
 
 import xllamacpp
-from peers.http_chat import stream, text_of
+from peers.http_chat import finish_of, stream, text_of
 from peers.protocol import Measure, Messages, rate, serve
 
 
@@ -54,8 +54,10 @@ class LlamaCppPeer:
         first = last = started
         pieces: list[str] = []
         timings: dict[str, Any] = {}
+        ended = False
         for chunk in stream(self._server.listening_address, body):
             timings = chunk.get("timings") or timings
+            ended = ended or finish_of(chunk) == "stop"
             if text := text_of(chunk):
                 last = perf_counter()
                 first = first if pieces else last
@@ -70,6 +72,7 @@ class LlamaCppPeer:
             count,
             (first if pieces else perf_counter()) - started,
             rate(count, first, last),
+            ended=ended,
         )
 
     def mark(self) -> None:

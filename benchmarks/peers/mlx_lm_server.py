@@ -16,7 +16,7 @@ import urllib.request
 from time import perf_counter
 from typing import Any
 
-from peers.http_chat import stream, text_of
+from peers.http_chat import finish_of, stream, text_of
 from peers.protocol import Measure, Messages, rate, serve
 
 SERVER = "import segue.mlx; from mlx_lm.server import main; main()"
@@ -65,11 +65,13 @@ class MlxServerPeer:
         first = last = started
         pieces: list[str] = []
         usage: dict[str, Any] = {}
+        ended = False
         # A cut reply is asked for as a short one: the server tells what it fed at the end alone.
         if step["cut"] is not None:
             body["max_tokens"] = step["cut"]
         for chunk in stream(self._address, body):
             usage = chunk.get("usage") or usage
+            ended = ended or finish_of(chunk) == "stop"
             if text := text_of(chunk):
                 last = perf_counter()
                 first = first if pieces else last
@@ -84,6 +86,7 @@ class MlxServerPeer:
             count,
             (first if pieces else perf_counter()) - started,
             rate(count, first, last),
+            ended=ended,
             instead=None
             if step["cut"] is None
             else "asks for a short reply, since a dropped one is not counted",

@@ -28,6 +28,7 @@ class Measure:
         first_token_seconds: From the question to the first token (over HTTP: to the first text).
         decode_tokens_per_second: From the first token to the last; 0 for fewer than two.
         tokens: The sampled ids, a final end included; ``None`` where they are not told.
+        ended: The model ended the reply itself.
         other_text: What the model read is not what the template writes.
         instead: What was done, where the step itself can't be.
     """
@@ -39,6 +40,7 @@ class Measure:
     first_token_seconds: float
     decode_tokens_per_second: float
     tokens: list[int] | None = None
+    ended: bool = False
     other_text: bool = False
     instead: str | None = None
 
@@ -103,3 +105,4 @@ def serve(peer: Peer) -> None:
         print(json.dumps(answer), file=answers, flush=True)
         if operation == "end":
             return
+    peer.end()  # the driver is gone

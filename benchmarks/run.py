@@ -1,0 +1,169 @@
+"""All benchmarks that a CPU can do, one after another; results as JSON lines.
+
+    python benchmarks/run.py [--quick] [--only counts,chat,document,sessions,decode,drafts]
+                             [--workloads 1,7] [--peers segue_session,llama_cpp] [--output FILE]
+
+Tokens fed have no noise and are counted once. Times are taken of a few workloads, alone on the
+machine. The last line names all that was measured. `page.py` and `plots.py` read the file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import segue
+import segue.mlx  # a good BLAS, before MLX
+
+# isort: split
+import counting
+import environments
+import sessions
+import timing
+from driver import PEERS
+from models import DESCRIPTIONS, make_models
+from report import circumstances
+from texts import load_texts
+from workloads import Workload, about_a_document, all_workloads, plain_chat
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "cpu.jsonl"
+QUICK_RESULTS = HERE / "results" / "quick.jsonl"
+PARTS = ("counts", "chat", "document", "sessions", "decode", "drafts")
+# Tokens of the document that is timed: one of 4,000 would take the stateless way minutes.
+TIMED_DOCUMENT = 1500
+
+
+class Results:
+    """A file of JSON lines, written as they come.
+
+    Args:
+        path: The file; what it held is dropped.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        self._file = path.open("w", encoding="utf-8")
+        self._kinds: dict[str, int] = {}
+        self._started = time.monotonic()
+
+    def tell(self, record: dict[str, Any]) -> None:
+        """Write a record, and say on the terminal that it is there."""
+        kind = record["kind"]
+        self._kinds[kind] = self._kinds.get(kind, 0) + 1
+        print(json.dumps(record), file=self._file, flush=True)
+        names = [str(record[key]) for key in ("workload", "peer") if key in record]
+        elapsed = time.monotonic() - self._started
+        print(f"{elapsed:7.1f} s  {' '.join([kind, *names])}", flush=True)
+
+    def close(self) -> None:
+        """End with a line that says what there is."""
+        seconds = round(time.monotonic() - self._started)
+        self.tell({"kind": "end", "seconds": seconds, "records": dict(self._kinds)})
+        self._file.close()
+
+
+def described(engine: segue.MlxEngine, texts: str, workloads: list[Workload]) -> dict[str, Any]:
+    """The circumstances of this run."""
+    packages = {}
+    for peer in PEERS.values():
+        python = environments.python(peer.environment) if peer.environment else sys.executable
+        if peer.packages and Path(python).exists():
+            code = f"from peers.protocol import versions; print(versions(*{peer.packages!r}))"
+            packages |= eval(subprocess.check_output([python, "-c", code], cwd=HERE, text=True))
+    return {
+        **circumstances("cpu", engine),
+        "kind": "circumstances",
+        "versions": packages,
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+        "texts": texts,
+        "models": DESCRIPTIONS,
+        "workloads": {
+            w.name: {"number": w.number, "title": w.title, "model": w.model, "turns": w.turns}
+            | {"template": w.template, "temperature": w.temperature}
+            for w in workloads
+        },
+        "timed_document_tokens": TIMED_DOCUMENT,
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def script(name: str, *arguments: str) -> dict[str, Any]:
+    """The last line of one of the other benchmarks."""
+    env = {**os.environ, "PYTHONPATH": str(HERE.parent)}
+    command = [sys.executable, str(HERE / name), *arguments]
+    said = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return {"kind": Path(name).stem, **json.loads(said.splitlines()[-1])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--quick", action="store_true", help="a smoke run of some minutes")
+    parser.add_argument("--only", default=",".join(PARTS))
+    parser.add_argument("--workloads", help="numbers of those to count")
+    parser.add_argument("--peers", default=",".join(PEERS))
+    parser.add_argument("--models", type=Path, default=HERE / ".models")
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    parts, peers, quick = options.only.split(","), options.peers.split(","), options.quick
+
+    paths = make_models(options.models)
+    texts = load_texts()
+    workloads = all_workloads(texts, quick=quick)
+    engine = segue.load(paths["smollm2/plain"])
+    results = Results(options.output or (QUICK_RESULTS if quick else RESULTS))
+    results.tell(described(engine, texts.source, workloads))
+    chosen = {int(number) for number in options.workloads.split(",")} if options.workloads else None
+    if "counts" in parts:
+        wanted = [w for w in workloads if chosen is None or w.number in chosen]
+        counting.count(wanted, paths, peers, results.tell)
+    if "chat" in parts:
+        chat = Workload(1, "chat", "", tuple(plain_chat(texts, 2 if quick else 4)))
+        timing.time_chat(chat, paths, peers, 1 if quick else 5, results.tell)
+    if "document" in parts:
+        length, questions = (200, 3) if quick else (TIMED_DOCUMENT, 7)
+        steps = about_a_document(texts, tokens=8, length=length, questions=questions)
+        document = Workload(11, "document", "", tuple(steps))
+        timing.time_document(document, paths, peers, results.tell)
+    if "sessions" in parts:
+        text = texts.document(20000)
+        sessions.measure(engine, workloads[11], text, results.tell, quick=quick)
+    # What is done in other processes comes last: this one's model is not needed any more.
+    del engine
+    if "decode" in parts:
+        runs = "3" if quick else "20"
+        results.tell(script("decode_overhead.py", "--tokens", "10", "--runs", runs))
+    if "drafts" in parts:
+        tokens = "8" if quick else "48"
+        results.tell(script("speculative.py", "--runs", "1", "--tokens", tokens))
+    results.close()
+    print(results_line(options.output or (QUICK_RESULTS if quick else RESULTS)))
+
+
+def results_line(path: Path) -> str:
+    """The last line of the results: what was measured."""
+    return path.read_text(encoding="utf-8").splitlines()[-1]
+
+
+if __name__ == "__main__":
+    main()
