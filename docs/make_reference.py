@@ -28,6 +28,7 @@ PUBLIC = [
     "config.SpeculativeDecodingConfig",
     "prompt_cache.load_prompt_cache",
     "prompt_cache.PromptCache",
+    "session_file.SessionFile",
     "usage",
     "errors",
     "engine",
@@ -54,9 +55,10 @@ def render() -> str:
         "summary": False,
     }
     parts = ["# API reference\n\nGenerated from the docstrings by `make docs`.\n"]
-    parts += [
-        render_object_docs(shown, config) for name in PUBLIC for shown in named(package[name])
-    ]
+    for name in PUBLIC:
+        # What a session is at any moment, a room of its own tells.
+        config["inherited_members"] = name == "session.ChatSession"
+        parts += [render_object_docs(shown, config) for shown in named(package[name])]
     # Types come as links to places that a single page does not have.
     text = re.sub(r"\[([^\[\]]+)\]\(#[^)]*\)", r"\1", "\n".join(parts))
     text = re.sub(r"<code>(.*?)</code>", lambda code: f"`{unescape(code[1])}`", text)

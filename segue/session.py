@@ -8,12 +8,12 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import MappingProxyType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 from .atomic import checked_path
 from .config import GenerationConfig, SpeculativeDecodingConfig
-from .engine import Engine, Marks, PrefillProgress, StoredPart, check_progress
+from .engine import Engine, PrefillProgress, StoredPart, check_progress
 from .errors import ConfigurationError, PromptCacheError, SessionWarning
 from .file_lock import FileLock
 from .history import checked_index, last_turn, start_of_turns
@@ -30,8 +30,7 @@ from .session_archive import (
 from .session_cache import SessionCache
 from .session_file import SessionFile
 from .session_settings import SessionSettings
-from .turn_taker import TurnTaker
-from .usage import Usage
+from .turn_taker import TurnTaker, check_generation
 
 
 class ChatSession(TurnTaker):
@@ -87,7 +86,7 @@ class ChatSession(TurnTaker):
                 f"template_kwargs maps names to values; it is not {template_kwargs!r}.",
                 remedy="Pass a dict such as {'enable_thinking': False}.",
             )
-        _check_generation(generation)
+        check_generation(generation)
         limit = ContextLimit(engine.context_length, on_overflow)
         kept = SessionCache(engine, generation, speculative=speculative, start=cache)
         said = check_messages(history)
@@ -96,84 +95,9 @@ class ChatSession(TurnTaker):
             said = cache.history
             instructions, template_kwargs = cache.instructions, cache.template_kwargs
         arguments = copy.deepcopy(dict(template_kwargs or {}))
-        super().__init__(engine, kept, limit, said, None, arguments)
-        self.instructions = instructions
+        super().__init__(engine, kept, limit, said, instructions, arguments)
         # Of the file that this session goes on with.
         self._lock: FileLock | None = None
-
-    @property
-    def instructions(self) -> str | None:
-        """The system message, or ``None``. Settable; takes effect in the next turn."""
-        return self._instructions
-
-    @instructions.setter
-    def instructions(self, instructions: str | None) -> None:
-        if instructions is not None and not isinstance(instructions, str):
-            raise ConfigurationError(
-                f"Instructions are text, not {type(instructions).__name__}.",
-                remedy="Pass a string, or None for no system message.",
-            )
-        self._instructions = instructions
-
-    @property
-    def generation(self) -> GenerationConfig:
-        """The settings of replies. Settable; takes effect in the next turn."""
-        return self._generation
-
-    @generation.setter
-    def generation(self, generation: GenerationConfig) -> None:
-        _check_generation(generation)
-        self._generation = self._cache.settle(generation)
-
-    @property
-    def template_kwargs(self) -> Mapping[str, Any]:
-        """Arguments for the chat template, read-only."""
-        return MappingProxyType(self._template_kwargs)
-
-    @property
-    def history(self) -> tuple[Message, ...]:
-        """What was said, oldest first, without the instructions.
-
-        A live reply's own message joins it when the reply ends.
-        """
-        return tuple(self._history)
-
-    @property
-    def has_cache(self) -> bool:
-        """Whether a KV cache holds any of this conversation, or a prefix of it."""
-        return self.cached_tokens > 0 or self._cache.opaque
-
-    @property
-    def cached_tokens(self) -> int:
-        """How many tokens the KV cache stands for.
-
-        With `GenerationConfig.max_kv_size`, and in models with sliding windows, the oldest of them
-        are counted although their keys and values have made room for newer ones.
-        """
-        return self._cache.offset
-
-    @property
-    def acceptance_rate(self) -> float | None:
-        """The share of the draft's tokens that the model took, over all turns so far.
-
-        ``None`` as long as nothing was proposed.
-        """
-        proposed, accepted = self._cache.acceptance
-        return accepted / proposed if proposed else None
-
-    @property
-    def usage(self) -> Usage:
-        """What the session has cost so far; a live reply counts once it has ended."""
-        marks = Marks() if self._cache.context is None else self._cache.context.marks
-        read = self._read
-        return Usage(
-            tuple(self._turns),
-            read["prewarm"],
-            read["settle"],
-            len(marks.offsets),
-            marks.nbytes,
-            *self._cache.acceptance,
-        )
 
     def respond(
         self,
@@ -532,11 +456,3 @@ def _said(reply: Reply, reasoning: bool) -> str:
         for _ in reply:
             pass
     return "\n\n".join(text for text in (reply.reasoning if reasoning else "", reply.text) if text)
-
-
-def _check_generation(generation: GenerationConfig) -> None:
-    if not isinstance(generation, GenerationConfig):
-        raise ConfigurationError(
-            f"generation is a GenerationConfig, not {type(generation).__name__}.",
-            remedy="Build one: GenerationConfig(max_tokens=..., temperature=...).",
-        )

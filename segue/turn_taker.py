@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from .config import GenerationConfig
-from .engine import Engine, PrefillProgress, check_progress
-from .errors import SessionBusyError, TemplateError
+from .engine import Engine, Marks, PrefillProgress, check_progress
+from .errors import ConfigurationError, SessionBusyError, TemplateError
 from .interrupt import InterruptHold
 from .ledger import TokenLedger, common_prefix
 from .messages import Message, Role
@@ -22,11 +23,11 @@ from .reply import Reply
 from .session_cache import SessionCache
 from .transcript import Conversation
 from .turn import plan_turn
-from .usage import TurnUsage
+from .usage import TurnUsage, Usage
 
 
 class TurnTaker:
-    """The machinery of a `ChatSession`: how turns begin, end, are taken back, and are read ahead.
+    """What a `ChatSession` is at any moment, and how its turns begin, end, and are taken back.
 
     Nothing but the newest reply is live, and whatever needs the cache closes it first.
 
@@ -53,7 +54,7 @@ class TurnTaker:
         self._generation = cache.config
         self._limit = limit
         self._history = list(history)
-        self._instructions = instructions
+        self.instructions = instructions
         self._template_kwargs = template_kwargs
         self._prompts = PromptBuilder(engine.tokenizer, template_kwargs)
         self._live: weakref.ref[Reply] | None = None
@@ -61,6 +62,80 @@ class TurnTaker:
         self._turns: list[TurnUsage] = []
         # Tokens that were fed outside of turns.
         self._read: Counter[str] = Counter()
+
+    @property
+    def instructions(self) -> str | None:
+        """The system message, or ``None``. Settable; takes effect in the next turn."""
+        return self._instructions
+
+    @instructions.setter
+    def instructions(self, instructions: str | None) -> None:
+        if instructions is not None and not isinstance(instructions, str):
+            raise ConfigurationError(
+                f"Instructions are text, not {type(instructions).__name__}.",
+                remedy="Pass a string, or None for no system message.",
+            )
+        self._instructions = instructions
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """The settings of replies. Settable; takes effect in the next turn."""
+        return self._generation
+
+    @generation.setter
+    def generation(self, generation: GenerationConfig) -> None:
+        check_generation(generation)
+        self._generation = self._cache.settle(generation)
+
+    @property
+    def template_kwargs(self) -> Mapping[str, Any]:
+        """Arguments for the chat template, read-only."""
+        return MappingProxyType(self._template_kwargs)
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """What was said, oldest first, without the instructions.
+
+        A live reply's own message joins it when the reply ends.
+        """
+        return tuple(self._history)
+
+    @property
+    def has_cache(self) -> bool:
+        """Whether a KV cache holds any of this conversation, or a prefix of it."""
+        return self.cached_tokens > 0 or self._cache.opaque
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many tokens the KV cache stands for.
+
+        With `GenerationConfig.max_kv_size`, and in models with sliding windows, the oldest of them
+        are counted although their keys and values have made room for newer ones.
+        """
+        return self._cache.offset
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """The share of the draft's tokens that the model took, over all turns so far.
+
+        ``None`` as long as nothing was proposed.
+        """
+        proposed, accepted = self._cache.acceptance
+        return accepted / proposed if proposed else None
+
+    @property
+    def usage(self) -> Usage:
+        """What the session has cost so far; a live reply counts once it has ended."""
+        marks = Marks() if self._cache.context is None else self._cache.context.marks
+        read = self._read
+        return Usage(
+            tuple(self._turns),
+            read["prewarm"],
+            read["settle"],
+            len(marks.offsets),
+            marks.nbytes,
+            *self._cache.acceptance,
+        )
 
     def _begin(
         self,
@@ -213,3 +288,16 @@ class TurnTaker:
             said = Message.assistant(reply.text, reasoning=reply.reasoning or None)
             self._history.append(said)
         self._cache.commit(reply.tokens)
+
+
+def check_generation(generation: GenerationConfig) -> None:
+    """Refuse what are no settings.
+
+    Raises:
+        ConfigurationError: They are not.
+    """
+    if not isinstance(generation, GenerationConfig):
+        raise ConfigurationError(
+            f"generation is a GenerationConfig, not {type(generation).__name__}.",
+            remedy="Build one: GenerationConfig(max_tokens=..., temperature=...).",
+        )

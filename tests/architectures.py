@@ -11,7 +11,7 @@ import itertools
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
-from segue import ChatSession, ConfigurationError, GenerationConfig, Message, MlxEngine
+from segue import ChatSession, ConfigurationError, GenerationConfig, Message, MlxEngine, Reply
 from segue.testing import ToyTokenizer
 
 TOLERANCE = 1e-4
@@ -348,9 +348,14 @@ class Talk:
         self.worst = self.rounded = 0.0
 
     def turn(self, text: str, *, close_after: int | None = None, look: bool = True) -> None:
+        self.take(lambda: self.session.stream(text), close_after=close_after, look=look)
+
+    def take(
+        self, begin: Callable[[], Reply], *, close_after: int | None = None, look: bool = True
+    ) -> None:
         session, expected, recorder = self.session, self.expected, self.engine.model
         assert isinstance(recorder, Recorder)
-        reply = session.stream(text)
+        reply = begin()
         ids = list(session._cache.ledger.ids)
         assert self.engine.tokenizer.decode(ids) == rendered(session, session.history, prompt=True)
         before = len(expected.held)
@@ -368,6 +373,13 @@ class Talk:
         assert session._cache.ledger.ids == tuple(expected.held)
         if self.logits and look:
             self.check_logits()
+
+    def went_back(self) -> None:
+        """The session took something back: its cache went to a place that it can come back to."""
+        context = self.session._cache.context
+        reached = 0 if context is None else context.offset
+        assert self.expected.come_back(reached) == reached
+        assert self.session._cache.ledger.ids == tuple(self.expected.held)
 
     def fed(self, prompt: int) -> None:
         """What the model was fed is held now: a prompt as long as this, and a reply."""

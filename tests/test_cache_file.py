@@ -32,7 +32,8 @@ from tiny import tiny_llama, tiny_mamba
 
 import segue
 from segue import PromptCacheError
-from segue.mlx.cache_file import probe_layers, read_cache_file, tokens_held, write_cache_file
+from segue.mlx.cache_checks import probe_layers, tokens_held
+from segue.mlx.cache_file import read_cache_file, write_cache_file
 from segue.testing.mlx import CachingModel
 
 TEXTS = {"token_ids": "[1, 2]", "note": 'Größe, "quoted" \\ and\nbroken 日本'}

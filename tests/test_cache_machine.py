@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
+import tempfile
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from architectures import Expected, Recorder, Talk, common_prefix, wrap
+from architectures import Expected, Recorder, Talk, common_prefix, rendered, wrap
 from cache_models import tiny_chunked, tiny_lists
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tiny import tiny_hybrid, tiny_llama, tiny_mamba
 
-from segue import ChatSession, ConfigurationError, GenerationConfig, GenerationError, Message, Role
+from segue import (
+    ChatSession,
+    ConfigurationError,
+    GenerationConfig,
+    GenerationError,
+    HistoryError,
+    Message,
+    Role,
+)
 
 BASE = GenerationConfig(max_tokens=3, prefill_step_size=16, max_marks=3, kv_group_size=32)
 KINDS = {
@@ -74,6 +85,9 @@ class CacheMachine(RuleBasedStateMachine):
         self.session.instructions = instructions
         self.said: list[Message] = []
         self.kind_of_cache = self.session.generation.cache_settings
+        self.parked, self.saved = [], None
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "talk.segue"
 
     @property
     def session(self) -> ChatSession:
@@ -81,7 +95,7 @@ class CacheMachine(RuleBasedStateMachine):
 
     def new_kind(self):
         """Settings that want another cache: it is made anew."""
-        if self.kind_of_cache != self.session.generation.cache_settings:
+        if not self.same_kind:
             self.kind_of_cache = self.session.generation.cache_settings
             self.talk.expected = Expected(self.engine, self.session.generation)
 
@@ -176,6 +190,90 @@ class CacheMachine(RuleBasedStateMachine):
             self.session.generation = config
             self.talk.expected.most_marks = max_marks
 
+    @rule(turns=st.integers(1, 3))
+    def undo(self, turns):
+        if turns > len(self.said) // 2:
+            with pytest.raises(HistoryError):
+                self.session.undo(turns)
+            return
+        before = self.engine.tokenizer.decode(self.talk.expected.held)
+        can_trim = self.talk.expected.can_trim() and not self.talk.expected.whole_before
+        taken = self.session.undo(turns)
+        assert list(taken) == self.said[-2 * turns :]
+        del self.said[-2 * turns :]
+        self.talk.went_back()
+        # Of what stays, nothing is read again that is in the cache and can stay there.
+        stays = rendered(self.session, self.said, prompt=False).rstrip()
+        if self.same_kind and can_trim and self.said and before.startswith(stays):
+            assert self.engine.tokenizer.decode(self.talk.expected.held).startswith(stays)
+
+    @precondition(lambda self: self.said)
+    @rule(tokens=st.none() | st.integers(1, 3), look=st.booleans())
+    def regenerate(self, tokens, look):
+        self.new_kind()
+        self.said.pop()
+        self.talk.take(lambda: self.session.stream_again(seed=1), close_after=tokens, look=look)
+        self.said.append(self.session.history[-1])
+
+    @precondition(lambda self: self.said)
+    @rule(turn=st.integers(0, 5), new=TEXTS, look=st.booleans())
+    def edit_a_question(self, turn, new, look):
+        place = 2 * (turn % (len(self.said) // 2))
+        assert list(self.session.edit(place, new)) == self.said[place:]
+        self.said[place:] = [Message.user(new)]
+        self.talk.went_back()
+        self.new_kind()
+        self.talk.take(self.session.stream_again, look=look)
+        self.said.append(self.session.history[-1])
+
+    @rule(stay=st.booleans())
+    def fork(self, stay):
+        twin = copy.copy(self.talk)
+        twin.session = self.session.fork()
+        twin.expected = copy.deepcopy(self.talk.expected)
+        mine = (self.talk, list(self.said), self.kind_of_cache)
+        theirs = (twin, list(self.said), self.kind_of_cache)
+        self.parked.append(theirs if stay else mine)
+        self.talk, self.said, self.kind_of_cache = mine if stay else theirs
+
+    @precondition(lambda self: self.parked)
+    @rule(look=st.booleans())
+    def switch(self, look):
+        self.parked.append((self.talk, self.said, self.kind_of_cache))
+        self.talk, self.said, self.kind_of_cache = self.parked.pop(0)
+        if look and self.talk.expected.held and self.same_kind:
+            self.talk.check_logits()
+
+    @rule()
+    def save(self):
+        self.session.save(self.path)
+        expected = copy.deepcopy(self.talk.expected)
+        if not self.same_kind:
+            expected = Expected(self.engine, self.session.generation)
+        self.saved = (
+            expected,
+            list(self.said),
+            self.session.generation,
+            self.session.instructions,
+        )
+
+    @precondition(lambda self: self.saved is not None)
+    @rule(look=st.booleans())
+    def die_and_reopen(self, look):
+        expected, said, generation, instructions = self.saved
+        self.talk.session = ChatSession.open(self.path, self.engine)
+        assert self.session.generation == generation
+        assert self.session.instructions == instructions
+        self.talk.expected, self.said = copy.deepcopy(expected), list(said)
+        self.kind_of_cache = generation.cache_settings
+        assert self.session.cached_tokens == len(expected.held)
+        if look and expected.held:
+            self.talk.check_logits()
+
+    @property
+    def same_kind(self) -> bool:
+        return self.kind_of_cache == self.session.generation.cache_settings
+
     @rule()
     def clear(self):
         self.session.clear()
@@ -194,6 +292,17 @@ class CacheMachine(RuleBasedStateMachine):
                 self.kind_of_cache != self.session.generation.cache_settings
             )
             assert len(context.marks.offsets) <= 4
+
+    @invariant()
+    def other_branches_stay_as_they_were(self):
+        for talk, said, _ in getattr(self, "parked", ()):
+            assert list(talk.session.history) == said
+            assert talk.session._cache.ledger.ids == tuple(talk.expected.held)
+
+    def teardown(self):
+        if hasattr(self, "folder"):
+            self.session.close()
+            self.folder.cleanup()
 
 
 CacheMachine.TestCase.settings = settings(

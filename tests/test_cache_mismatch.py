@@ -18,7 +18,8 @@ from mlx_lm.models.cache import (
 from tiny import tiny_hybrid, tiny_llama, tiny_mamba
 
 from segue import PromptCacheError, PromptCacheMismatchError
-from segue.mlx.cache_file import read_cache_file, tokens_held, write_cache_file
+from segue.mlx.cache_checks import tokens_held
+from segue.mlx.cache_file import read_cache_file, write_cache_file
 
 # --- foreign files: shapes, types and numbers ---------------------------------------------------
 
@@ -136,7 +137,7 @@ LLAMA = tiny_llama(VOCABULARY)
         (tiny_llama(VOCABULARY, head_dim=16), "size of a key of layer 0 is 16; this model has 32"),
         (half(tiny_llama(VOCABULARY)), "type of the keys of layer 0 is F16; this model has F32"),
         (tiny_llama(VOCABULARY, window=8), "layer 0 is a RotatingKVCache|bounded"),
-        (tiny_hybrid(VOCABULARY), "has 3 layers, and this model's cache 4"),
+        (tiny_hybrid(VOCABULARY), "are 3 layers, and in this model's cache 4"),
     ],
 )
 def test_a_file_of_another_model(tmp_path, model, told):
@@ -154,7 +155,7 @@ def test_a_file_of_another_kind_of_model_is_a_mismatch(tmp_path, kind):
     for layer in other:
         layer[0] = mx.zeros((1, 1))
     refused(path, "this model has", PromptCacheMismatchError, other)
-    refused(path, "layers, and this", PromptCacheMismatchError, [*own, own[0]])
+    refused(path, "layers, and in this", PromptCacheMismatchError, [*own, own[0]])
 
 
 def test_settings_of_another_model(tmp_path):

@@ -6,8 +6,10 @@ import dataclasses
 import itertools
 import os
 import signal
+import tempfile
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,7 +23,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from segue import ChatSession, GenerationConfig, GenerationError, Message, Role
+from segue import ChatSession, GenerationConfig, GenerationError, HistoryError, Message, Role
 from segue.testing import FakeEngine, ToyTokenizer
 from segue.testing.tokenizer import END
 
@@ -81,6 +83,9 @@ class SessionMachine(RuleBasedStateMachine):
         self.marks = []
         # Whether the cache ends where a turn ended, with nothing of it lost.
         self.spelled = False
+        self.parked, self.saved = [], None
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "talk.segue"
 
     def cache(self) -> tuple[int, ...]:
         context = self.session._cache.context
@@ -98,13 +103,17 @@ class SessionMachine(RuleBasedStateMachine):
     def start(self, text, **kwargs):
         """Begin a turn, and check what it will feed before it is fed."""
         self.settle()
+        asked = [*self.expected, Message.user(text)]
+        return self.start_with(lambda: self.session.stream(text, **kwargs), asked)
+
+    def start_with(self, begin, asked):
         before = self.cache()
         same_kind = (
             self.session._cache.context is not None
             and self.session._cache._settings == self.session.generation.cache_settings
         )
-        reply = self.session.stream(text, **kwargs)
-        self.expected.append(Message.user(text))
+        reply = begin()
+        self.expected = list(asked)
         ids = self.session._cache.ledger.ids
         assert TOKENIZER.decode(ids) == self.render(self.expected, prompt=True)
         assert reply.prompt_tokens == len(ids)
@@ -116,7 +125,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.marks = [mark for mark in self.marks if mark <= best]
         assert reply.cached_tokens == best
         # The first message is what comes behind the opening; all of a prompt stays in later ones.
-        opening = self.render([Message.user("")], prompt=False).removesuffix(END + "\n")
+        opening = self.render([Message.user("")], prompt=False).removesuffix(END + "\n").rstrip()
         self.places = [len(TOKENIZER.encode(opening)), len(ids)]
         self.started_at = best
         # Sampled ids stand wherever the render goes on from their text.
@@ -220,6 +229,120 @@ class SessionMachine(RuleBasedStateMachine):
             assert self.session.cached_tokens >= min(at, reply.cached_tokens)
         self.finish(reply, streamed)
 
+    def after_going_back(self, before):
+        """The cache holds less of what it held, and is where it can be."""
+        held = self.cache()
+        assert held == before[: len(held)]
+        if len(held) < len(before):
+            # It may end anywhere in what was said.
+            self.spelled = False
+            assert self.engine.trimmable or not held or len(held) in self.marks
+        self.marks = [mark for mark in self.marks if mark <= len(held)]
+
+    @rule(turns=st.integers(1, 3))
+    def undo(self, turns):
+        self.settle()
+        before, questions = (
+            self.cache(),
+            [
+                place
+                for place, message in enumerate(self.expected)
+                if message.role is Role.USER
+                and (place == 0 or self.expected[place - 1].role is not Role.USER)
+            ],
+        )
+        if turns > len(questions):
+            with pytest.raises(HistoryError):
+                self.session.undo(turns)
+            assert self.cache() == before
+            return
+        taken = self.session.undo(turns)
+        assert list(taken) == self.expected[questions[-turns] :]
+        del self.expected[questions[-turns] :]
+        self.after_going_back(before)
+        if self.session._cache._settings == self.session.generation.cache_settings:
+            shown = self.render([*self.expected, Message.user("")], prompt=False)
+            # It may end within a character.
+            kept = TOKENIZER.decode(self.cache()).rstrip("\ufffd")
+            assert shown.startswith(kept)
+
+    @rule(index=st.integers(-6, 6), text=TEXTS)
+    def edit(self, index, text):
+        self.settle()
+        before = self.cache()
+        if not -len(self.expected) <= index < len(self.expected):
+            with pytest.raises(HistoryError):
+                self.session.edit(index, text)
+            assert self.cache() == before
+            return
+        place = index % len(self.expected)
+        assert list(self.session.edit(index, text)) == self.expected[place:]
+        changed = dataclasses.replace(self.expected[place], content=text)
+        self.expected[place:] = [changed]
+        self.after_going_back(before)
+
+    @rule(tokens=st.none() | st.integers(0, 3))
+    def regenerate(self, tokens):
+        self.settle()
+        asked = list(self.expected)
+        old = asked.pop() if asked and asked[-1].role is Role.ASSISTANT else None
+        if not asked:
+            with pytest.raises(HistoryError):
+                self.session.regenerate()
+            return
+        overrides = {} if tokens is None else {"max_tokens": tokens}
+        reply = self.start_with(lambda: self.session.stream_again(**overrides), asked)
+        streamed = "".join(response.text for response in reply)
+        self.finish(reply, streamed)
+        if old is not None and not reply.tokens:
+            self.expected[-1] = old
+
+    @rule(stay=st.booleans())
+    def fork(self, stay):
+        self.settle()
+        twin = self.session.fork()
+        assert (twin.history, twin.generation) == (self.session.history, self.session.generation)
+        mine = (self.session, list(self.expected), list(self.marks), self.spelled)
+        theirs = (twin, list(self.expected), list(self.marks), self.spelled)
+        self.parked.append(theirs if stay else mine)
+        self.take(mine if stay else theirs)
+
+    @precondition(lambda self: self.parked)
+    @rule()
+    def switch(self):
+        self.settle()
+        self.parked.append((self.session, self.expected, self.marks, self.spelled))
+        self.take(self.parked.pop(0))
+
+    def take(self, branch):
+        self.session, self.expected, self.marks, self.spelled = branch
+
+    @rule(kv=st.sampled_from([True, True, False]))
+    def save(self, kv):
+        self.settle()
+        self.session.save(self.path, kv=kv)
+        # What settings have made useless is not saved.
+        kv = kv and self.session._cache._settings == self.session.generation.cache_settings
+        self.saved = (
+            list(self.expected),
+            self.cache() if kv else (),
+            list(self.marks) if kv else [],
+            self.spelled and kv,
+            self.session.generation,
+            self.session.instructions,
+        )
+
+    @precondition(lambda self: self.saved is not None)
+    @rule()
+    def die_and_reopen(self):
+        self.live = None
+        self.session = ChatSession.open(self.path, self.engine)
+        expected, cache, marks, self.spelled, generation, instructions = self.saved
+        self.expected, self.marks = list(expected), list(marks)
+        assert self.cache() == cache
+        assert self.session.generation == generation
+        assert self.session.instructions == instructions
+
     @rule(instructions=st.none() | TEXTS)
     def change_instructions(self, instructions):
         self.session.instructions = instructions
@@ -257,9 +380,20 @@ class SessionMachine(RuleBasedStateMachine):
             assert self.session._cache.ledger.ids[: self.session.cached_tokens] == self.cache()
             assert len(self.session._cache.ledger.ids) == self.session._cache.context.offset
 
+    @invariant()
+    def other_branches_stay_as_they_were(self):
+        for session, expected, marks, _ in getattr(self, "parked", ()):
+            assert list(session.history) == expected
+            context = session._cache.context
+            if context is not None:
+                assert session._cache.ledger.ids == tuple(context.cache[0])
+                assert self.engine.trimmable or list(context.marks.offsets) == marks
+
     def teardown(self):
         if hasattr(self, "session"):
             self.settle()
+            self.session.close()
+            self.folder.cleanup()
 
 
 SessionMachine.TestCase.settings = settings(

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 import errno
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import mlx.core as mx
-from mlx.utils import tree_map
 from mlx_lm.models.cache import (
-    ArraysCache,
-    CacheList,
-    ChunkedKVCache,
-    ConcatenateKVCache,
     KVCache,
     QuantizedKVCache,
     RotatingKVCache,
@@ -29,10 +23,20 @@ from ..safetensors_file import (
     DamagedFileError,
     Header,
     NotSafetensorsError,
+    TensorInfo,
     read_header,
     shown,
 )
-from .cache_layers import KINDS, SavedLayer, States, damaged, describe, read_layer
+from .cache_checks import (
+    StandIns,
+    check_kinds,
+    check_layers,
+    check_saved,
+    is_empty,
+    leaves,
+    trimmed,
+)
+from .cache_layers import LONGEST_NAME, MOST_TOKENS, read_layer
 
 VERSION = 1
 OURS = "segue_"
@@ -43,7 +47,7 @@ NO_CHECKSUM = "0" * 64
 CHUNK_BYTES = 2**20
 
 # What mlx-lm makes of a model's plain layers when told to bound or to quantize them.
-STAND_INS = (RotatingKVCache, QuantizedKVCache)
+STAND_INS: StandIns = {KVCache: {KVCache, RotatingKVCache, QuantizedKVCache}}
 
 
 @dataclass(frozen=True)
@@ -62,34 +66,6 @@ class CacheFile:
     ours: bool
 
 
-def probe_layers(model: Callable[..., mx.array], layers: list[Any]) -> list[Any]:
-    """A model's own layers after one token, for `read_cache_file` to compare with.
-
-    Nothing is computed: MLX is lazy, and shapes and types are known before values are.
-
-    Args:
-        model: An mlx-lm model.
-        layers: Its empty caches, as mlx-lm's ``make_prompt_cache(model)`` makes them; they are fed.
-    """
-    model(mx.zeros((1, 1), mx.uint32), cache=layers)
-    return layers
-
-
-def tokens_held(layers: Iterable[Any]) -> int | None:
-    """How many tokens the layers hold; ``None`` where none of them counts (recurrent models).
-
-    Raises:
-        PromptCacheError: The layers don't agree.
-    """
-    offsets = {layer.offset for layer in _leaves(layers) if hasattr(layer, "offset")}
-    if len(offsets) > 1:
-        raise PromptCacheError(
-            "The layers of the KV cache are out of step: a forward pass was broken off.",
-            remedy="Make the cache again from the conversation's start.",
-        )
-    return int(offsets.pop()) if offsets else None
-
-
 def write_cache_file(path: Path, layers: list[Any], metadata: Mapping[str, str]) -> None:
     """Write a prompt cache, so that a kill at any moment leaves the old file or the new one.
 
@@ -105,7 +81,7 @@ def write_cache_file(path: Path, layers: list[Any], metadata: Mapping[str, str])
     Raises:
         PromptCacheError: The layers hold nothing, or can't be saved; or `path` can't be written.
     """
-    _check_layers(layers)
+    check_layers(layers)
     if not all(name.isidentifier() for name in metadata) or {VERSION_KEY, CHECKSUM_KEY} & set(
         metadata
     ):
@@ -117,7 +93,7 @@ def write_cache_file(path: Path, layers: list[Any], metadata: Mapping[str, str])
     try:
         with replacing(path) as temporary:
             with temporary.open("wb") as file:
-                save_prompt_cache(file, [_trimmed(layer) for layer in layers], texts)
+                save_prompt_cache(file, [trimmed(layer) for layer in layers], texts)
             with temporary.open("r+b") as file:
                 _sign(file, path)
     # A path with a zero byte is a ValueError; MLX reports what the device failed at as a
@@ -149,8 +125,8 @@ def read_cache_file(path: Path, expected: list[Any]) -> CacheFile:
         PromptCacheMismatchError: It was made with another model, or with other settings.
         PromptCacheError: It can't be opened or read, or this model's cache can't be kept in files.
     """
-    _check_kinds(expected)
-    if any(map(_is_empty, _leaves(expected))):
+    check_kinds(expected)
+    if any(map(is_empty, leaves(expected))):
         raise PromptCacheError(
             "This model leaves layers of its cache unused, so what a file holds can't be checked.",
             remedy="Keep the conversation's messages, and let the model read them again.",
@@ -169,8 +145,10 @@ def read_cache_file(path: Path, expected: list[Any]) -> CacheFile:
             if ours:
                 _verify(file, header, texts, path)
             classes, kinds = _layout(header, path)
-            states = States(file, header, kinds, path)
-            saved = _read_layers(states, classes, expected)
+            states = _FileStates(file, header, kinds, path)
+            saved = [read_layer(states, kind, str(index)) for index, kind in enumerate(classes)]
+            states.check_used_up()
+            check_saved(saved, expected, STAND_INS, states)
             file.seek(0)
             # The same open file: what is loaded is what was checked, whoever replaces it meanwhile.
             arrays = mx.load(file, format="safetensors")
@@ -188,55 +166,91 @@ def read_cache_file(path: Path, expected: list[Any]) -> CacheFile:
     return CacheFile([layer.build(arrays) for layer in saved], texts, ours)
 
 
-def _trimmed(layer: Any) -> Any:
-    """A layer without the rows that it holds room in: they may be of tokens taken back."""
-    if isinstance(layer, CacheList):
-        return CacheList(*map(_trimmed, layer.caches))
-    if isinstance(layer, (KVCache, QuantizedKVCache, ConcatenateKVCache, ChunkedKVCache)):
-        rows = layer.offset - getattr(layer, "start_position", 0)
-    elif isinstance(layer, RotatingKVCache) and layer.offset < layer.keys.shape[2]:
-        rows = layer.offset
-    else:
-        return layer
-    trimmed = copy.copy(layer)
-    trimmed.keys, trimmed.values = tree_map(
-        lambda part: part[..., :rows, :], (layer.keys, layer.values)
+class _FileStates:
+    """The parts of the layers' states in an open file; remembers which were asked for.
+
+    See `States`.
+
+    Args:
+        file: The open file.
+        header: Its header.
+        kinds: What stands for something other than an array: the name of each such tensor, and
+            ``"scalar"``, ``"string"`` or ``"none"``.
+        path: The file's.
+    """
+
+    def __init__(
+        self, file: BinaryIO, header: Header, kinds: Mapping[str, str], path: Path
+    ) -> None:
+        self.name = str(path)
+        self._path = path
+        self._file = file
+        self._tensors = header.tensors
+        self._kinds = kinds
+        self._left = set(header.tensors)
+
+    def has(self, name: str) -> bool:
+        """See `States.has`."""
+        return name in self._tensors
+
+    def array(self, name: str) -> TensorInfo:
+        """See `States.array`."""
+        return self._take(name, None)
+
+    def optional_array(self, name: str) -> TensorInfo | None:
+        """See `States.optional_array`."""
+        if self._kinds.get(name) == "none":
+            self._take(name, "none")
+            return None
+        return self.array(name)
+
+    def number(self, name: str, least: int = 0, most: int = MOST_TOKENS) -> int:
+        """See `States.number`."""
+        part = self._take(name, "scalar")
+        if part.shape or part.dtype[0] not in "IU":
+            raise self.damaged(f"its part {shown(name)} is no whole number")
+        self._file.seek(part.begin)
+        data = self._file.read(part.end - part.begin)
+        value = int.from_bytes(data, "little", signed=part.dtype[0] == "I")
+        if not least <= value <= most:
+            raise self.damaged(f"its part {shown(name)} is {value}, which can't be")
+        return value
+
+    def text(self, name: str) -> str:
+        """See `States.text`; mlx-lm writes one as the numbers of its characters."""
+        part = self._take(name, "string")
+        if part.dtype != "I32" or len(part.shape) != 1 or part.shape[0] > LONGEST_NAME:
+            raise self.damaged(f"its part {shown(name)} is no text")
+        self._file.seek(part.begin)
+        return self._file.read(part.end - part.begin).decode("utf-32-le", "replace")
+
+    def damaged(self, how: str) -> PromptCacheFormatError:
+        """See `States.damaged`."""
+        return _damaged(self._path, how)
+
+    def check_used_up(self) -> None:
+        """Refuse tensors that belong to no layer.
+
+        Raises:
+            PromptCacheFormatError: There is one.
+        """
+        if self._left:
+            name = shown(min(self._left))
+            raise self.damaged(f"its tensor {name} belongs to none of its layers")
+
+    def _take(self, name: str, kind: str | None) -> TensorInfo:
+        part = self._tensors.get(name)
+        if part is None or self._kinds.get(name) != kind:
+            raise self.damaged(f"its layers lack the part {shown(name)}")
+        self._left.discard(name)
+        return part
+
+
+def _damaged(path: Path, how: str) -> PromptCacheFormatError:
+    return PromptCacheFormatError(
+        f"{path} is damaged, or no prompt cache: {how}.",
+        remedy="Make the prompt cache again, or restore the file from a copy.",
     )
-    return trimmed
-
-
-def _leaves(layers: Iterable[Any]) -> Iterator[Any]:
-    """The layers, those within lists included."""
-    for layer in layers:
-        if isinstance(layer, CacheList):
-            yield from _leaves(layer.caches)
-        else:
-            yield layer
-
-
-def _is_empty(layer: Any) -> bool:
-    parts = layer.cache if isinstance(layer, ArraysCache) else [layer.keys]
-    return all(part is None for part in parts)
-
-
-def _check_kinds(layers: list[Any]) -> None:
-    for layer in _leaves(layers):
-        if type(layer) not in KINDS:
-            raise PromptCacheError(
-                f"This model's cache has layers of class {type(layer).__name__}, for which "
-                "prompt cache files have no form.",
-                remedy="Keep the conversation's messages instead; the model reads them again.",
-            )
-
-
-def _check_layers(layers: list[Any]) -> None:
-    """Refuse layers that no file could bring back."""
-    _check_kinds(layers)
-    if not layers or any(map(_is_empty, _leaves(layers))) or tokens_held(layers) == 0:
-        raise PromptCacheError(
-            "There is no prompt cache to save yet: the model has read nothing.",
-            remedy="Take a turn first, or warm the session up.",
-        )
 
 
 def _header(file: BinaryIO, path: Path) -> Header:
@@ -248,7 +262,7 @@ def _header(file: BinaryIO, path: Path) -> Header:
             remedy="Pass a file that Segue or mlx_lm.cache_prompt wrote.",
         ) from None
     except DamagedFileError as error:
-        raise damaged(path, str(error)) from error
+        raise _damaged(path, str(error)) from error
 
 
 def _sign(file: BinaryIO, path: Path) -> None:
@@ -270,9 +284,9 @@ def _verify(file: BinaryIO, header: Header, texts: Mapping[str, str], path: Path
             remedy="Update Segue, or make the prompt cache again.",
         )
     if version != str(VERSION) or len(checksum) != len(NO_CHECKSUM):
-        raise damaged(path, "its version or its checksum is missing")
+        raise _damaged(path, "its version or its checksum is missing")
     if _digest(file, header, _checksum_place(header, checksum, path)) != checksum:
-        raise damaged(path, "its checksum is not that of its content")
+        raise _damaged(path, "its checksum is not that of its content")
 
 
 def _checksum_place(header: Header, checksum: str, path: Path) -> int:
@@ -281,7 +295,7 @@ def _checksum_place(header: Header, checksum: str, path: Path) -> int:
     field = f'"0.{CHECKSUM_KEY}":"'.encode()
     place = header.raw.find(field + checksum.encode() + b'"')
     if place < 0:
-        raise damaged(path, "its checksum is not where Segue writes it")
+        raise _damaged(path, "its checksum is not where Segue writes it")
     return place + len(field)
 
 
@@ -308,7 +322,7 @@ def _layout(header: Header, path: Path) -> tuple[list[str], dict[str, str]]:
     while (name := left.pop(f"2.{count}.0", None)) is not None:
         kind = left.pop(f"2.{count}.1", None)
         if kind not in ("scalar", "string", "none") or name in kinds:
-            raise damaged(path, f"it does not say what its part {shown(name)} stands for")
+            raise _damaged(path, f"it does not say what its part {shown(name)} stands for")
         kinds[name] = kind
         count += 1
     if not classes or count == 0:
@@ -317,67 +331,8 @@ def _layout(header: Header, path: Path) -> tuple[list[str], dict[str, str]]:
             remedy="Pass a file that Segue or mlx_lm.cache_prompt wrote; weights are none.",
         )
     if left:
-        raise damaged(path, f"its metadata have an unknown entry {shown(min(left))}")
+        raise _damaged(path, f"its metadata have an unknown entry {shown(min(left))}")
     return classes, kinds
-
-
-def _read_layers(states: States, classes: list[str], expected: list[Any]) -> list[SavedLayer]:
-    """The layers, checked by themselves, against each other, and against the model's."""
-    path = states.path
-    if len(classes) != len(expected):
-        raise PromptCacheMismatchError(
-            f"{path} has {len(classes)} layers, and this model's cache {len(expected)}.",
-            remedy="Use the model it was made with.",
-        )
-    saved = [read_layer(states, kind, str(index)) for index, kind in enumerate(classes)]
-    states.check_used_up()
-    leaves = [leaf for layer in saved for leaf in layer.leaves()]
-    offsets = {leaf.offset for leaf in leaves} - {None}
-    if len(offsets) > 1:
-        raise damaged(path, "its layers don't hold the same number of tokens")
-    if offsets == {0}:
-        raise damaged(path, "it holds no tokens")
-    plain = [layer for layer, own in zip(saved, expected, strict=True) if type(own) is KVCache]
-    if len({(layer.kind, *layer.settings.items()) for layer in plain}) > 1:
-        raise damaged(path, "its layers were bounded or quantized in different ways")
-    positions: dict[object, tuple[int, ...]] = {}
-    for leaf in leaves:
-        if positions.setdefault(tuple(leaf.settings.items()), leaf.position) != leaf.position:
-            raise damaged(path, "layers of one kind in it have dropped different tokens")
-    for index, (layer, own) in enumerate(zip(saved, expected, strict=True)):
-        allowed = {type(own), *(STAND_INS if type(own) is KVCache else ())}
-        _compare(layer, own, allowed, f"layer {index}", path)
-    return saved
-
-
-def _compare(saved: SavedLayer, own: Any, allowed: Set[type[Any]], where: str, path: Path) -> None:
-    """Refuse a saved layer that can't stand in the place of the model's own."""
-    if saved.kind not in allowed:
-        raise PromptCacheMismatchError(
-            f"In {path}, {where} is a {saved.kind.__name__}; this model has a "
-            f"{type(own).__name__} there.",
-            remedy="Use the model and the settings it was made with.",
-        )
-    if isinstance(own, CacheList):
-        if len(saved.state) != len(own.caches):
-            raise PromptCacheMismatchError(
-                f"In {path}, {where} is a list of {len(saved.state)}; in this model, of "
-                f"{len(own.caches)}.",
-                remedy="Use the model it was made with instead.",
-            )
-        for index, (layer, inner) in enumerate(zip(saved.state, own.caches, strict=True)):
-            _compare(layer, inner, {type(inner)}, f"{where}, part {index}", path)
-        return
-    form, settings = describe(own)
-    told = {**saved.form, **(saved.settings if saved.kind is type(own) else {})}
-    wanted = {**form, **settings}
-    for name in sorted(told.keys() | wanted.keys()):
-        if told.get(name) != wanted.get(name):
-            raise PromptCacheMismatchError(
-                f"In {path}, the {name} of {where} is {told.get(name)}; this model has "
-                f"{wanted.get(name)}.",
-                remedy="Use the model it was made with, loaded in the same precision.",
-            )
 
 
 def _cause(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The layers of a prompt cache file: read from its header, checked, and only then built.
+"""The layers of a saved KV cache: told from shapes and numbers, checked, and only then built.
 
 mlx-lm names the parts of a layer's state by their place in it (``"3.0"`` is the first part of layer
 3), and writes numbers, class names and missing parts as small tensors. Here every part is asked
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx_lm.models.cache import (
@@ -24,7 +23,8 @@ from mlx_lm.models.cache import (
 )
 
 from ..errors import PromptCacheFormatError
-from ..safetensors_file import Header, TensorInfo, shown
+from ..safetensors_file import TensorInfo, shown
+from .bounded_cache import BoundedKVCache
 
 # The longest name of a class, in characters, and the most tokens that any cache counts.
 LONGEST_NAME = 64
@@ -48,17 +48,9 @@ DTYPES = {
 }
 
 
-def damaged(path: Path, how: str) -> PromptCacheFormatError:
-    """The error that says that a file is not what was once written, and how that shows."""
-    return PromptCacheFormatError(
-        f"{path} is damaged, or no prompt cache: {how}.",
-        remedy="Make the prompt cache again, or restore the file from a copy.",
-    )
-
-
 @dataclass(frozen=True)
 class SavedLayer:
-    """A layer of a file: checked, not loaded.
+    """A saved layer: checked, not loaded.
 
     Attributes:
         kind: Its class.
@@ -102,77 +94,38 @@ def _filled(state: Any, arrays: Mapping[str, mx.array]) -> Any:
     return state
 
 
-class States:
-    """The parts of the layers' states in a file, by name; remembers which were asked for.
+class States(Protocol):
+    """The parts of the layers' states, by name, wherever they are kept; see `read_layer`.
 
-    Args:
-        file: The open file.
-        header: Its header.
-        kinds: What stands for something other than an array: the name of each such tensor, and
-            ``"scalar"``, ``"string"`` or ``"none"``.
-        path: What messages call the file.
+    Attributes:
+        name: What messages call what keeps them.
     """
 
-    def __init__(
-        self, file: BinaryIO, header: Header, kinds: Mapping[str, str], path: Path
-    ) -> None:
-        self.path = path
-        self._file = file
-        self._tensors = header.tensors
-        self._kinds = kinds
-        self._left = set(header.tensors)
+    name: str
 
     def has(self, name: str) -> bool:
         """Whether there is such a part."""
-        return name in self._tensors
+        ...
 
     def array(self, name: str) -> TensorInfo:
         """An array."""
-        return self._take(name, None)
+        ...
 
     def optional_array(self, name: str) -> TensorInfo | None:
         """An array, or nothing where the layer had none."""
-        if self._kinds.get(name) == "none":
-            self._take(name, "none")
-            return None
-        return self.array(name)
+        ...
 
     def number(self, name: str, least: int = 0, most: int = MOST_TOKENS) -> int:
         """A whole number within bounds."""
-        part = self._take(name, "scalar")
-        if part.shape or part.dtype[0] not in "IU":
-            raise damaged(self.path, f"its part {shown(name)} is no whole number")
-        self._file.seek(part.begin)
-        data = self._file.read(part.end - part.begin)
-        value = int.from_bytes(data, "little", signed=part.dtype[0] == "I")
-        if not least <= value <= most:
-            raise damaged(self.path, f"its part {shown(name)} is {value}, which can't be")
-        return value
+        ...
 
     def text(self, name: str) -> str:
-        """A short text: mlx-lm writes one as the numbers of its characters."""
-        part = self._take(name, "string")
-        if part.dtype != "I32" or len(part.shape) != 1 or part.shape[0] > LONGEST_NAME:
-            raise damaged(self.path, f"its part {shown(name)} is no text")
-        self._file.seek(part.begin)
-        return self._file.read(part.end - part.begin).decode("utf-32-le", "replace")
+        """A short text."""
+        ...
 
-    def check_used_up(self) -> None:
-        """Refuse tensors that belong to no layer.
-
-        Raises:
-            PromptCacheFormatError: There is one.
-        """
-        if self._left:
-            name = shown(min(self._left))
-            raise damaged(self.path, f"its tensor {name} belongs to none of its layers")
-
-    def _take(self, name: str, kind: str | None) -> TensorInfo:
-        part = self._tensors.get(name)
-        if part is None or self._kinds.get(name) != kind:
-            raise damaged(self.path, f"its layers lack the part {shown(name)}")
-        self._left.discard(name)
-        return part
+    def damaged(self, how: str) -> PromptCacheFormatError:
+        """The error that says that they are not what was once kept, and how that shows."""
+        ...
 
 
 def read_layer(states: States, kind: str, at: str) -> SavedLayer:
@@ -186,7 +139,7 @@ def read_layer(states: States, kind: str, at: str) -> SavedLayer:
     reader = _READERS.get(kind)
     if reader is None:
         raise PromptCacheFormatError(
-            f"{states.path} has a layer of class {shown(kind)}, which Segue does not know.",
+            f"In {states.name} there is a layer of class {shown(kind)}, which Segue does not know.",
             remedy=f"The classes it knows are {', '.join(_READERS)}.",
         )
     return reader(states, at)
@@ -250,12 +203,12 @@ def _keys_and_values(states: States, at: str) -> tuple[TensorInfo, TensorInfo, i
 
 def _rows(states: States, at: str, arrays: list[TensorInfo]) -> int:
     if any(len(array.shape) != 4 for array in arrays):
-        raise damaged(states.path, f"keys or values of its layer {at} are not of rank 4")
+        raise states.damaged(f"keys or values of its layer {at} are not of rank 4")
     if any(array.shape[0] != 1 for array in arrays):
-        raise damaged(states.path, f"its layer {at} is not of one conversation")
+        raise states.damaged(f"its layer {at} is not of one conversation")
     rows = {array.shape[2] for array in arrays}
     if len(rows) != 1:
-        raise damaged(states.path, f"keys and values of its layer {at} are not as many")
+        raise states.damaged(f"keys and values of its layer {at} are not as many")
     return rows.pop()
 
 
@@ -282,7 +235,7 @@ def _read_rotating(states: States, at: str) -> SavedLayer:
     else:
         sound = rows >= max_size and (index == rows or (rows == max_size and keep < index))
     if not sound:
-        raise damaged(states.path, f"rows and position of its rotating layer {at} don't agree")
+        raise states.damaged(f"rows and position of its rotating layer {at} don't agree")
     return SavedLayer(
         RotatingKVCache,
         [keys, values, offset, keep, max_size, index],
@@ -314,9 +267,7 @@ def _read_quantized(states: States, at: str) -> SavedLayer:
     offset = states.number(f"{at}.2", most=rows)
     group_size, bits = states.number(f"{at}.3"), states.number(f"{at}.4")
     if group_size not in GROUP_SIZES or bits not in BITS:
-        raise damaged(
-            states.path, f"its layer {at} can't have {bits} bits in groups of {group_size}"
-        )
+        raise states.damaged(f"its layer {at} can't have {bits} bits in groups of {group_size}")
     for packed, scales, biases in (keys, values):
         size = scales.shape[3] * group_size
         if (
@@ -325,7 +276,7 @@ def _read_quantized(states: States, at: str) -> SavedLayer:
             or packed.shape[3] * 32 != size * bits
             or scales[1:3] != biases[1:3]
         ):
-            raise damaged(states.path, f"the quantized parts of its layer {at} don't fit together")
+            raise states.damaged(f"the quantized parts of its layer {at} don't fit together")
     return SavedLayer(
         QuantizedKVCache,
         [keys, values, offset, group_size, bits],
@@ -340,10 +291,10 @@ def _read_arrays(states: States, at: str) -> SavedLayer:
     while states.has(f"{at}.0.{len(slots)}"):
         slots.append(states.optional_array(f"{at}.0.{len(slots)}"))
     if any(slot is not None and slot.shape[:1] != (1,) for slot in slots):
-        raise damaged(states.path, f"the slots of its layer {at} are not of one conversation")
+        raise states.damaged(f"the slots of its layer {at} are not of one conversation")
     # mlx-lm pads the conversations of a batch to one length.
     if not all(states.optional_array(f"{at}.{part}") is None for part in (1, 2)):
-        raise damaged(states.path, f"its layer {at} is padded, as in a batch")
+        raise states.damaged(f"its layer {at} is padded, as in a batch")
     return SavedLayer(ArraysCache, [slots, None, None], form=_slots(slots))
 
 
@@ -354,7 +305,7 @@ def _read_list(states: States, at: str) -> SavedLayer:
         kind = states.text(f"{inner}.1")
         # None of mlx-lm's models nests lists, and a file could without end.
         if kind == CacheList.__name__:
-            raise damaged(states.path, f"its layer {at} is a list that holds a list")
+            raise states.damaged(f"its layer {at} is a list that holds a list")
         layers.append(read_layer(states, kind, f"{inner}.0"))
     return SavedLayer(CacheList, layers)
 
@@ -373,6 +324,8 @@ KINDS: Mapping[type[Any], Callable[[States, str], SavedLayer]] = {
 _READERS = {kind.__name__: reader for kind, reader in KINDS.items()}
 _SETTINGS: Mapping[type[Any], tuple[str, ...]] = {
     RotatingKVCache: ("max_size", "keep"),
+    # What it keeps is the conversation's.
+    BoundedKVCache: ("max_size",),
     ChunkedKVCache: ("chunk_size",),
     QuantizedKVCache: ("group_size", "bits"),
 }

@@ -11,13 +11,14 @@ import mlx.core as mx
 from mlx_lm.generate import generation_stream, wired_limit
 
 from ..config import GenerationConfig
-from ..engine import Acceptance, Marks, PrefillProgress, Step
-from ..errors import ConfigurationError, GenerationError, SegueError
+from ..engine import Acceptance, Marks, PrefillProgress, Step, StoredPart
+from ..errors import ConfigurationError, GenerationError, PromptCacheError, SegueError
 from ..interrupt import deliver_interrupt
 from .bounded_cache import BoundedKVCache
 from .cache_file import write_cache_file
 from .drafting import Drafting, Pass
 from .kv_state import KVState, Mark
+from .parts import no_draft, restore_state, state_parts
 from .sampling import Sample, Sampling
 
 # How often, in tokens, decode hands freed buffers back, as mlx-lm does.
@@ -120,7 +121,38 @@ class MlxContext:
             layer.as_rotating() if isinstance(layer, BoundedKVCache) else layer
             for layer in self._state.layers
         ]
-        write_cache_file(path, layers, {**self._labels, **metadata})
+        try:
+            write_cache_file(path, layers, {**self._labels, **metadata})
+        finally:
+            self._state.rest()
+
+    def fork(self) -> MlxContext:
+        """See `segue.engine.Context.fork`; the fork's `acceptance` begins at zero."""
+        return MlxContext(
+            self._state.fork(),
+            self._make_sampling,
+            vocabulary=self._vocabulary,
+            labels=self._labels,
+            drafting=None if self._drafting is None else self._drafting.fork(),
+        )
+
+    def parts(self) -> Mapping[str, StoredPart]:
+        """See `segue.engine.Context.parts`."""
+        parts = state_parts(self._state)
+        draft = None if self._drafting is None else self._drafting.part()
+        return parts if draft is None else {**parts, "draft": draft}
+
+    def restore(self, parts: Mapping[str, StoredPart]) -> Mapping[str, str]:
+        """See `segue.engine.Context.restore`."""
+        unused = dict(restore_state(self._state, parts))
+        if "draft" in parts:
+            try:
+                if self._drafting is None:
+                    raise no_draft()
+                self._drafting.restore(parts["draft"])
+            except PromptCacheError as error:
+                unused["draft"] = error.what
+        return unused
 
     def _generate(
         self,
@@ -152,6 +184,7 @@ class MlxContext:
                         # turn may come from another one.
                         safe, self._safe = self._safe, None
                         self._state.schedule()
+                        self._state.rest()
                         self._safe = safe
                     if self._drafting is not None:
                         self._drafting.rest()
@@ -294,6 +327,7 @@ class MlxContext:
             if count >= cleared:
                 mx.clear_cache()
                 cleared = count + CLEAR_CACHE_EVERY
+        self._safe = state.offset
 
     def _come_back(self, offset: int, known: list[int]) -> None:
         """Drop what lies beyond `offset`; what has to go with it is fed again.

@@ -8,7 +8,7 @@ import mlx.core as mx
 from mlx_lm.generate import generation_stream
 
 from ..config import GenerationConfig
-from ..engine import Acceptance
+from ..engine import Acceptance, StoredPart
 from ..pace import Pace
 from .drafts import Draft
 from .kv_state import KVState
@@ -40,6 +40,18 @@ class Drafting:
         self._assumed_time = 0.0
         self._timed = False
         self.acceptance = Acceptance(0, 0)
+
+    def fork(self) -> Drafting:
+        """One for a fork of the context: it has read the same, and proposed nothing yet."""
+        return Drafting(self._draft.fork(), self.most)
+
+    def part(self) -> StoredPart | None:
+        """See `Draft.part`."""
+        return self._draft.part()
+
+    def restore(self, part: StoredPart) -> None:
+        """See `Draft.restore`."""
+        self._draft.restore(part)
 
     def begin(self, ids: Sequence[int], config: GenerationConfig) -> None:
         """A reply begins behind these ids.

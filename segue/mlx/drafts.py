@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
 
@@ -9,11 +10,13 @@ import mlx.core as mx
 from mlx_lm.generate import generation_stream
 
 from ..config import GenerationConfig
+from ..engine import StoredPart
 from ..errors import GenerationError, SegueError
 from ..interrupt import deliver_interrupt
 from ..ledger import common_prefix
 from ..lookup import PromptLookup
 from .kv_state import KVState, Mark
+from .parts import draft_part, no_draft, restore_draft
 from .sampling import Sample, Sampling, draft_settings
 
 Result = TypeVar("Result")
@@ -59,6 +62,22 @@ class Draft(Protocol):
         """The reply is over; the next one may come from another thread."""
         ...
 
+    def fork(self) -> Draft:
+        """Another one that has read the same."""
+        ...
+
+    def part(self) -> StoredPart | None:
+        """What it has read, for a file; ``None`` if that is nothing, or not worth it."""
+        ...
+
+    def restore(self, part: StoredPart) -> None:
+        """Have read what another draft told as its `part`.
+
+        Raises:
+            PromptCacheError: It can't; nothing changed.
+        """
+        ...
+
 
 class LookupDraft:
     """Prompt lookup as a `Draft`."""
@@ -90,6 +109,17 @@ class LookupDraft:
     def rest(self) -> None:
         """See `Draft.rest`."""
 
+    def fork(self) -> LookupDraft:
+        """See `Draft.fork`; the index is made anew when it is needed."""
+        return LookupDraft()
+
+    def part(self) -> None:
+        """See `Draft.part`; the conversation is all there is to it."""
+
+    def restore(self, part: StoredPart) -> None:
+        """See `Draft.restore`."""
+        raise no_draft()
+
 
 class ModelDraft:
     """A smaller model as a `Draft`, with KV caches of its own.
@@ -102,6 +132,7 @@ class ModelDraft:
         make_sampling: Makes the sampling of a reply.
         vocabulary: How many ids its model can read.
         width: How many logits the checking model has.
+        fingerprint: Tells what identifies its model.
     """
 
     def __init__(
@@ -111,11 +142,13 @@ class ModelDraft:
         *,
         vocabulary: int,
         width: int,
+        fingerprint: Callable[[], str],
     ) -> None:
         self._state = state
         self._make_sampling = make_sampling
         self._vocabulary = vocabulary
         self._width = width
+        self._fingerprint = fingerprint
         self._known: list[int] = []
         # What the caches hold; `_agreed` of these are certain to be the first ids of `_known`.
         self._held: list[int] = []
@@ -156,7 +189,31 @@ class ModelDraft:
 
     def rest(self) -> None:
         """See `Draft.rest`."""
-        self._attempt(lambda: self._state.schedule(self._mark))
+        self._attempt(self._rest)
+
+    def fork(self) -> ModelDraft:
+        """See `Draft.fork`."""
+        twin = copy.copy(self)
+        twin._state = self._state.fork()
+        twin._known, twin._held = list(self._known), list(self._held)
+        return twin
+
+    def part(self) -> StoredPart | None:
+        """See `Draft.part`."""
+        if not self._held:
+            return None
+        return draft_part(self._state, self._held, self._mark, self._fingerprint())
+
+    def restore(self, part: StoredPart) -> None:
+        """See `Draft.restore`."""
+        self._held, self._mark = restore_draft(
+            self._state, part, self._vocabulary, self._fingerprint()
+        )
+        self._agreed = 0
+
+    def _rest(self) -> None:
+        self._state.schedule(self._mark)
+        self._state.rest()
 
     def _catch_up(self) -> None:
         # The last id is read with what comes next.

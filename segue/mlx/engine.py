@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,16 +18,18 @@ from mlx_lm.models.cache import (
 )
 
 from ..config import GenerationConfig, SpeculativeDecodingConfig
-from ..engine import StoredCache, Tokenizer
+from ..engine import StoredCache, StoredPart, Tokenizer
 from ..errors import ConfigurationError
 from . import blas
 from .bounded_cache import KEPT_TOKENS, BoundedKVCache
-from .cache_file import probe_layers, read_cache_file, tokens_held
+from .cache_checks import probe_layers, tokens_held
+from .cache_file import read_cache_file
 from .context import MlxContext
 from .drafting import Drafting
 from .drafts import Draft, LookupDraft, ModelDraft
 from .fingerprint import fingerprint
 from .kv_state import KVState
+from .parts import read_prefix
 from .sampling import Sampling
 from .tokenizer import MlxTokenizer
 
@@ -95,14 +98,13 @@ class MlxEngine:
             else layer
             for layer, kind in zip(file.layers, kinds, strict=True)
         ]
-        stored = StoredCache(layers, tokens_held(layers), file.metadata)
-        for layer in layers:
-            # Layers of another kind than the model's own were asked for when the file was made.
-            if isinstance(layer, QuantizedKVCache):
-                return replace(stored, kv_bits=layer.bits, kv_group_size=layer.group_size)
-            if isinstance(layer, BoundedKVCache):
-                return replace(stored, max_kv_size=layer.max_size)
-        return stored
+        return _stored(layers, tokens_held(layers), file.metadata)
+
+    def read_prefix(self, part: StoredPart, config: GenerationConfig) -> StoredCache:
+        """See `segue.engine.Engine.read_prefix`."""
+        state = KVState(self.model, lambda: self._make_cache(config), config)
+        layers = read_prefix(state, part)
+        return _stored(layers, tokens_held(layers), {})
 
     @cached_property
     def fingerprint(self) -> str:
@@ -122,6 +124,7 @@ class MlxEngine:
                 self._sampling,
                 vocabulary=engine.vocabulary,
                 width=self.vocabulary,
+                fingerprint=lambda: engine.fingerprint,
             )
         else:
             raise ConfigurationError(
@@ -208,3 +211,14 @@ class MlxEngine:
                 remedy="Leave kv_bits at None.",
             )
         self._quantizable.add((bits, group_size))
+
+
+def _stored(layers: list[Any], offset: int | None, metadata: Mapping[str, str]) -> StoredCache:
+    stored = StoredCache(layers, offset, metadata)
+    for layer in layers:
+        # Layers of another kind than the model's own were asked for when the cache was made.
+        if isinstance(layer, QuantizedKVCache):
+            return replace(stored, kv_bits=layer.bits, kv_group_size=layer.group_size)
+        if isinstance(layer, BoundedKVCache):
+            return replace(stored, max_kv_size=layer.max_size)
+    return stored

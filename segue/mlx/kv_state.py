@@ -13,6 +13,8 @@ from mlx_lm.models.cache import CacheList, ConcatenateKVCache, KVCache, Quantize
 
 from ..config import GenerationConfig
 from .bounded_cache import BoundedKVCache
+from .cache_checks import probe_layers
+from .shared_rows import SharedRows
 
 Model = Callable[..., mx.array]
 """An mlx-lm model: ``(tokens (1, n), cache=...) -> logits (1, n, vocabulary)``."""
@@ -53,7 +55,6 @@ class KVState:
 
     Attributes:
         model: The model.
-        layers: The caches.
         marks: Places to come back to, the first one first.
         offset: How many tokens they hold.
         prefix: How many of those are a prefix, which always stays.
@@ -70,12 +71,58 @@ class KVState:
         self._bits = config.kv_bits
         self._group_size = config.kv_group_size
         self._quantized_start = config.quantized_kv_start
-        self.layers = make_layers()
+        self._layers = make_layers()
+        # What of them is shared with forks; `None` where there never was one.
+        self._sharing: SharedRows | None = None
         self.marks: list[Mark] = []
         self.offset = 0
         self.prefix = 0
         self._pristine: list[Any] | None = None
         self._quantize()
+
+    @property
+    def layers(self) -> list[Any]:
+        """The caches. Where rows are shared with forks, they are put together; see `rest`."""
+        if self._sharing is not None:
+            self._sharing.unfold(self._layers)
+        return self._layers
+
+    @property
+    def pristine(self) -> list[Any] | None:
+        """The layers of an opaque prefix, if there is one; never changed."""
+        return self._pristine
+
+    def own_layers(self, offset: int, *, quantized: bool) -> list[Any]:
+        """What this model's caches are after one token, for others to be compared with.
+
+        Args:
+            offset: Of the kind that they are at so many tokens.
+            quantized: Whether they are quantized earlier than they would be here.
+        """
+        layers = probe_layers(self.model, self._make_layers())
+        if self._bits is not None and (quantized or offset >= self._quantized_start):
+            maybe_quantize_kv_cache(layers, 0, self._group_size, self._bits)
+        return layers
+
+    def hold(self, layers: list[Any], offset: int, marks: list[Mark]) -> None:
+        """Hold these, `offset` tokens long with the prefix, and whatever was held no more."""
+        self._forget_sharing()
+        self._layers, self.offset, self.marks = layers, offset, marks
+
+    def fork(self) -> KVState:
+        """Another one that holds the same; nothing is copied before one of the two is fed."""
+        twin = copy.copy(self)
+        if self._sharing is None:
+            self._sharing = SharedRows()
+        twin._sharing = self._sharing.fork(self._layers)
+        twin._layers = copy.deepcopy(self._layers)
+        twin.marks = list(self.marks)
+        return twin
+
+    def rest(self) -> None:
+        """Nothing will be fed for now: rows that forks share are held once."""
+        if self._sharing is not None:
+            self._sharing.fold(self._layers)
 
     def start_from(self, layers: list[Any], offset: int, *, opaque: bool) -> None:
         """Hold copies of these caches, `offset` tokens long.
@@ -85,13 +132,14 @@ class KVState:
         """
         if opaque:
             self._pristine, self.prefix = layers, offset
-        self.layers, self.offset = copy.deepcopy(layers), offset
+        self._layers, self.offset = copy.deepcopy(layers), offset
         self._quantize()
 
     def clear(self) -> None:
         """Drop everything but the prefix."""
         pristine = self._pristine
-        self.layers = self._make_layers() if pristine is None else copy.deepcopy(pristine)
+        self._forget_sharing()
+        self._layers = self._make_layers() if pristine is None else copy.deepcopy(pristine)
         self.offset = self.prefix
         self.marks.clear()
         self._quantize()
@@ -110,13 +158,13 @@ class KVState:
 
     def evaluate(self) -> None:
         """Wait until all that was fed is computed, and hand freed buffers back."""
-        mx.eval([layer.state for layer in self.layers])
+        mx.eval([layer.state for layer in self._layers])
         mx.clear_cache()
 
     def schedule(self, mark: Mark | None = None) -> None:
         """Have all that was fed computed, marks included, without waiting for it."""
         marks = self.marks if mark is None else [*self.marks, mark]
-        layers = [*self.layers, *(layer for mark in marks for layer in mark.layers.values())]
+        layers = [*self._layers, *(layer for mark in marks for layer in mark.layers.values())]
         mx.async_eval([layer.state for layer in layers])  # type: ignore[no-untyped-call]
 
     def room(self, most: int) -> int:
@@ -133,7 +181,7 @@ class KVState:
 
         Those that began with a prefix keep what they kept when it was made.
         """
-        for layer in self.layers:
+        for layer in self._layers:
             if isinstance(layer, BoundedKVCache) and self._pristine is None:
                 layer.pin(count)
 
@@ -141,15 +189,15 @@ class KVState:
         """A place to come back to: here."""
         copies = {
             index: copy.deepcopy(layer)
-            for index, layer in enumerate(self.layers)
-            if not _always_trimmable(layer)
+            for index, layer in enumerate(self._layers)
+            if not always_trimmable(layer)
         }
         return Mark(self.offset, copies)
 
     @property
     def trimmable(self) -> bool:
         """Whether it can come back to any offset without a mark, always."""
-        return all(map(_always_trimmable, self.layers))
+        return all(map(always_trimmable, self._layers))
 
     def keep_mark(self, most: int, most_bytes: int) -> None:
         """Promise to be able to come back to here, within bounds on all marks.
@@ -190,7 +238,7 @@ class KVState:
         if offset >= self.offset:
             return self.offset
         restored: Mapping[int, Any] = {}
-        if offset and not all(map(_can_trim, self.layers)):
+        if offset and not all(map(_can_trim, self._layers)):
             marks = [*self.marks, *([] if mark is None else [mark])]
             reachable = [mark for mark in marks if mark.offset <= offset]
             newest = max(reachable, key=lambda mark: mark.offset, default=None)
@@ -202,15 +250,17 @@ class KVState:
         surplus = self.offset - offset
         in_step = False
         try:
-            for index, layer in enumerate(self.layers):
+            for index, layer in enumerate(self._layers):
                 if index in restored:
-                    self.layers[index] = copy.deepcopy(restored[index])
+                    self._layers[index] = copy.deepcopy(restored[index])
                 elif layer.trim(surplus) != surplus:
                     break
             else:
                 in_step = True
                 self.offset = offset
                 self.marks = [mark for mark in self.marks if mark.offset <= offset]
+                if self._sharing is not None:
+                    self._sharing.cut(offset)
         finally:
             if not in_step:
                 self.clear()
@@ -219,11 +269,16 @@ class KVState:
     def _quantize(self) -> None:
         """Quantize the caches once they hold enough tokens, the first ones at once."""
         if self._bits is not None and self.offset >= self._quantized_start:
-            maybe_quantize_kv_cache(self.layers, 0, self._group_size, self._bits)
+            maybe_quantize_kv_cache(self._layers, 0, self._group_size, self._bits)
+
+    def _forget_sharing(self) -> None:
+        if self._sharing is not None:
+            self._sharing.release()
+            self._sharing = None
 
     @property
     def _is_quantized(self) -> bool:
-        return any(isinstance(layer, QuantizedKVCache) for layer in self.layers)
+        return any(isinstance(layer, QuantizedKVCache) for layer in self._layers)
 
 
 def _can_trim(layer: Any) -> bool:
@@ -234,7 +289,8 @@ def _can_trim(layer: Any) -> bool:
     return bool(layer.is_trimmable()) and not getattr(layer, "start_position", 0)
 
 
-def _always_trimmable(layer: Any) -> bool:
+def always_trimmable(layer: Any) -> bool:
+    """Whether a layer can drop its newest tokens, however many it comes to hold."""
     if isinstance(layer, CacheList):
-        return all(map(_always_trimmable, layer.caches))
+        return all(map(always_trimmable, layer.caches))
     return type(layer) in _TRIMMABLE
