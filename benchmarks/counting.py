@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from driver import PEERS, PeerError, PeerProcess, counted, do_workload
+from driver import PEERS, PeerError, PeerProcess, counted, do_workload, scribe_for
 from workloads import Workload
 
 # The slowest first, so that two that run at a time end together.
@@ -64,7 +64,7 @@ def _count_one(name: str, workloads: list[Workload], paths: dict[str, str], tell
         try:
             if process is None:
                 process = PeerProcess(PEERS[name], threads=1)
-            record, process = do_workload(process, workload, paths, threads=1)
+            record = do_workload(name, process, workload, paths, scribe_for(workload, paths))
         except PeerError as error:
             record = {"kind": "workload", "workload": workload.name, "peer": name}
             record |= {"turns": [], "cannot": str(error)}

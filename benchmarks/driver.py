@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import environments
 from optimum import Optimum
@@ -84,11 +84,15 @@ class PeerProcess:
         if threads is not None:
             env |= dict.fromkeys(("MKL_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
         self.info = info
-        self._log = tempfile.TemporaryFile()
+        self._command, self._env = [str(python), "-m", f"peers.{info.name}"], env
+        self._start()
+
+    def _start(self) -> None:
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
-            [str(python), "-m", f"peers.{info.name}"],
+            self._command,
             cwd=HERE,
-            env=env,
+            env=self._env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -126,6 +130,11 @@ class PeerProcess:
         """Whether it can be asked anything more."""
         return self._process.poll() is None
 
+    def restart(self) -> None:
+        """End, and begin as a new process."""
+        self.close()
+        self._start()
+
     def close(self) -> dict[str, Any]:
         """Let it end; what it told of itself."""
         try:
@@ -150,11 +159,11 @@ class Scribe:
 
     Args:
         workload: Whose template.
-        path: The folder of its model.
+        tokenizer: Hugging Face's, with that template.
     """
 
-    def __init__(self, workload: Workload, path: str) -> None:
-        self._tokenizer = _tokenizer(path)
+    def __init__(self, workload: Workload, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
         self._tools = list(workload.tools) or None
 
     def render(self, messages: Sequence[dict[str, str]]) -> str:
@@ -185,39 +194,52 @@ def _tokenizer(path: str) -> Any:
     return AutoTokenizer.from_pretrained(path)
 
 
+def scribe_for(workload: Workload, paths: dict[str, str]) -> Scribe:
+    """The scribe of a workload, with its model's own tokenizer."""
+    return Scribe(workload, _tokenizer(paths[f"{workload.model}/{workload.template}"]))
+
+
+class Running(Protocol):
+    """A peer that can be asked, wherever it runs."""
+
+    def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """Have it do something."""
+
+    def restart(self) -> None:
+        """End, and begin as a new process."""
+
+
 def do_workload(
-    process: PeerProcess,
-    workload: Workload,
-    paths: dict[str, str],
-    *,
-    threads: int | None = None,
-) -> tuple[dict[str, Any], PeerProcess]:
+    name: str, peer: Running, workload: Workload, paths: dict[str, str], scribe: Scribe
+) -> dict[str, Any]:
     """Have a peer do a workload.
 
     Returns:
-        The record of it, with the texts of the replies as ``said``; and the process that is running
-        now, which is another one after restarts.
+        The record of it, with the texts of the replies as ``said``.
     """
-    scribe = Scribe(workload, paths[f"{workload.model}/{workload.template}"])
     optimum, conversation = scribe.optimum(), Conversation(workload.instructions)
     turns: list[dict[str, Any]] = []
     restarts: list[dict[str, Any]] = []
     said: list[str] = []
-    process.ask("begin", workload=workload.to_json(), paths=paths)
+    peer.ask("begin", workload=workload.to_json(), paths=paths)
     with tempfile.TemporaryDirectory() as folder:
         for number, step in enumerate(workload.steps):
             messages = conversation.begin(step)
             if step.kind in ("mark", "branch"):
-                process.ask(step.kind)
+                peer.ask(step.kind)
+                getattr(optimum, step.kind)()
             elif step.kind == "restart":
-                process, told = _restart(
-                    process, workload, paths, f"{folder}/{number}.safetensors", threads
-                )
-                restarts.append(told)
+                saved = peer.ask("save", path=f"{folder}/{number}.safetensors")
+                peer.restart()
+                peer.ask("begin", workload=workload.to_json(), paths=paths)
+                if "seconds" in saved:
+                    resumed = peer.ask("resume", path=f"{folder}/{number}.safetensors")
+                    saved = {"save": saved, "resume": resumed}
+                restarts.append(saved)
             if not step.replies:
                 continue
             best = optimum.ask(scribe.render(messages))
-            measure = process.ask("take", step=step.to_json(), messages=messages)
+            measure = peer.ask("take", step=step.to_json(), messages=messages)
             text, ids = measure.pop("text"), measure.pop("tokens")
             conversation.end(text)
             optimum.answer(text, ids, ended=measure.pop("ended"))
@@ -226,23 +248,11 @@ def do_workload(
     record = {
         "kind": "workload",
         "workload": workload.name,
-        "peer": process.info.name,
+        "peer": name,
         "turns": turns,
         **({"restarts": restarts} if restarts else {}),
     }
-    return {**record, "said": said}, process
-
-
-def _restart(
-    process: PeerProcess, workload: Workload, paths: dict[str, str], path: str, threads: int | None
-) -> tuple[PeerProcess, dict[str, Any]]:
-    saved = process.ask("save", path=path)
-    process.close()
-    process = PeerProcess(process.info, threads=threads)
-    process.ask("begin", workload=workload.to_json(), paths=paths)
-    if saved.get("seconds") is None:
-        return process, saved
-    return process, {"save": saved, "resume": process.ask("resume", path=path)}
+    return {**record, "said": said}
 
 
 def counted(workload: Workload, paths: dict[str, str], said: Sequence[str]) -> dict[str, Any]:
@@ -253,11 +263,13 @@ def counted(workload: Workload, paths: dict[str, str], said: Sequence[str]) -> d
         paths: Of the models.
         said: Replies, so that the conversation is another peer's.
     """
-    scribe = Scribe(workload, paths[f"{workload.model}/{workload.template}"])
+    scribe = scribe_for(workload, paths)
     optimum, conversation = scribe.optimum(), Conversation(workload.instructions)
     turns, replies = [], iter(said)
     for step in workload.steps:
         messages = conversation.begin(step)
+        if step.kind in ("mark", "branch"):
+            getattr(optimum, step.kind)()
         if step.replies:
             text = scribe.render(messages)
             best, length, reply = optimum.ask(text), len(scribe.encode(text)), next(replies)

@@ -1,9 +1,10 @@
 """The fewest tokens that a turn can feed: what the headline figure is measured against.
 
-A perfect cache of a conversation holds everything that was ever read or said in it, in all its
-branches, and can go back to any place. Given the next prompt, as the chat template renders it, it
-keeps the longest beginning that it holds, and the model must be fed the ids behind that; at least
-one, since it must say what comes next.
+A perfect cache of a conversation holds everything that was ever read or said in it, what was taken
+back included, and can go back to any place. A branch is a conversation of its own: it begins with
+what was held where it branched off, and what its siblings read is not among that. Given the next
+prompt, as the chat template renders it, the cache keeps the longest beginning that it holds, and
+the model must be fed the ids behind that; at least one, since it must say what comes next.
 
 Which ids the prompt consists of is settled so: where the text is what was read or said before, the
 ids stand that were read or sampled; from the first place on where it differs, the text is encoded
@@ -61,6 +62,15 @@ class Optimum:
         # Every sequence that was ever read: the pieces of a prompt and of the reply behind it.
         self._read: list[list[Piece]] = []
         self._prompt: list[Piece] = []
+        self._marked: list[list[Piece]] = []
+
+    def mark(self) -> None:
+        """Branches begin here."""
+        self._marked = list(self._read)
+
+    def branch(self) -> None:
+        """Begin a new branch where `mark` was called."""
+        self._read = list(self._marked)
 
     def ask(self, text: str) -> Best:
         """The best case for the prompt that renders to this text."""

@@ -123,7 +123,11 @@ def _tell(
             if ours is not None and PEERS[name].same_engine and name != "segue_session":
                 figures["segue_over_this"] = {
                     figure: spread(
-                        [a[figure] / b[figure] for a, b in zip(ours, mine, strict=True) if b[figure]]
+                        [
+                            a[figure] / b[figure]
+                            for a, b in zip(ours, mine, strict=True)
+                            if b[figure]
+                        ]
                     )
                     for figure in FIGURES
                 }

@@ -225,10 +225,10 @@ def all_workloads(texts: Texts, *, quick: bool = False) -> list[Workload]:
         return Workload(number, name, title, tuple(steps), **rest)
 
     chat = plain_chat(texts, turns(12))
-    thoughts = with_second_thoughts(plain_chat(texts, turns(12), start=9))
+    thoughts = with_second_thoughts(plain_chat(texts, 6 if quick else 12, start=9))
     forks = branches(texts, tokens=8, count=2 if quick else 5, prefix=length(1500))
     pages = about_a_document(texts, tokens=8, length=length(4000), questions=turns(10))
-    window = cut_short(plain_chat(texts, 4 if quick else 12, start=18))
+    window = cut_short(plain_chat(texts, 6 if quick else 12, start=18))
     return [
         made(1, "chat", "a plain chat of 12 turns", chat),
         made(
@@ -272,5 +272,5 @@ def all_workloads(texts: Texts, *, quick: bool = False) -> list[Workload]:
             template="thinking",
         ),
         made(11, "document", "a 4,000-token document and ten questions", pages),
-        made(12, "growth", "64 turns of equal length", growing(4 if quick else 64)),
+        made(12, "growth", "64 turns of equal length", growing(12 if quick else 64)),
     ]

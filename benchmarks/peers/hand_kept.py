@@ -18,6 +18,7 @@ import segue.mlx  # noqa: F401 (a good BLAS, before MLX)
 # isort: split
 import mlx_lm
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
+
 from peers.mlx_generation import say
 from peers.protocol import Measure, Messages, rate, serve
 

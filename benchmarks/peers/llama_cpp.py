@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any
 
 import xllamacpp
+
 from peers.http_chat import finish_of, stream, text_of
 from peers.protocol import Measure, Messages, rate, serve
 
@@ -31,7 +32,9 @@ class LlamaCppPeer:
         params.n_ctx = 8192
         params.use_jinja = True
         params.slot_save_path = tempfile.gettempdir() + os.sep
-        with open(os.path.join(paths[f"smollm2/{workload['template']}"], "chat_template.jinja")) as f:
+        with open(
+            os.path.join(paths[f"smollm2/{workload['template']}"], "chat_template.jinja")
+        ) as f:
             params.chat_template = f.read()
         self._server = xllamacpp.Server(params)
         self._workload = workload

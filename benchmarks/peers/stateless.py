@@ -9,6 +9,7 @@ import segue.mlx  # noqa: F401 (a good BLAS, before MLX)
 
 # isort: split
 import mlx_lm
+
 from peers.mlx_generation import say
 from peers.protocol import Measure, Messages, rate, serve
 

@@ -11,8 +11,9 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from peers.protocol import Measure, Messages, rate, serve
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from peers.protocol import Measure, Messages, rate, serve
 
 
 class Clock:
