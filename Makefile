@@ -21,6 +21,8 @@ else
   EXTRAS := $(if $(DRIVER),$(if $(shell test "$(DRIVER)" -ge 580 2>/dev/null && echo yes),cuda13,cuda12),cpu)
 endif
 comma := ,
+# Every core takes tests; a worker that is done takes some of another's.
+PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
 
 # A Python that was asked for by name makes the environment anew; none keeps the one there is.
 ifeq ($(origin PYTHON),command line)
@@ -35,7 +37,7 @@ chat: $(VENV)/.ready-chat
 	@$(BIN)/segue chat
 
 test: $(VENV)/.ready-dev
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 # Real models beside llama.cpp; writes what it finds into docs/models.md.
 test-models: $(VENV)/.ready-models
@@ -45,7 +47,7 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff format .

@@ -12,16 +12,18 @@ import time
 from pathlib import Path
 
 import pytest
+from chats import Typed, alone, converse
 from rich.console import Console
 
 import segue
 from segue import ChatSession, GenerationConfig
 from segue.cli import main as cli
-from segue.cli.chat import Start, TerminalChat
+from segue.cli.chat import TerminalChat
 from segue.cli.commands import COMMANDS
 from segue.cli.idle import CHUNK, reading_ahead
 from segue.cli.markdown import MarkdownStream, split_finished
 from segue.cli.options import HELP, LEFT_OUT
+from segue.cli.start import Start
 from segue.cli.statistics import turn_line, usage_table
 from segue.testing import FakeEngine, ToyTokenizer
 
@@ -69,6 +71,7 @@ def test_help_names_the_commands(capsys):
         "  cache-prompt  Read a long text once and keep its KV cache.\n"
         "  chat          Hold a conversation in the terminal.\n"
         "  doctor        Show what runs models here, and what could speed them up.\n"
+        "  sessions      List, show, export and delete saved sessions.\n"
     )
 
 
@@ -95,7 +98,8 @@ def test_options_make_the_settings(monkeypatch):
         kv_bits=8,
         prefill_step_size=512,
     )
-    assert seen == [("m", Start("s"), config)]
+    given = {"max_tokens", "top_p", "stop", "logit_bias", "kv_bits"}
+    assert seen == [("m", Start("s", given=given), config)]
 
 
 def test_a_chat_may_start_from_a_cache_and_with_a_draft(monkeypatch):
@@ -161,26 +165,6 @@ def test_doctor_tells_a_machine_without_a_good_blas_what_to_do(capsys, monkeypat
 # --- the conversation ---------------------------------------------------------------------------
 
 
-class Typed:
-    """A prompter whose person has typed everything already."""
-
-    def __init__(self, *lines):
-        self._lines = iter(lines)
-
-    def ask(self):
-        line = next(self._lines, EOFError())
-        if isinstance(line, BaseException):
-            raise line
-        return line
-
-
-def converse(*lines, script=("hello", "fine", "well"), **kwargs) -> tuple[str, ChatSession]:
-    session = ChatSession(FakeEngine(script, **kwargs))
-    console = Console(file=io.StringIO(), width=80, force_terminal=False)
-    TerminalChat(session, console, Typed(*lines), read_ahead=False).run()
-    return console.file.getvalue(), session
-
-
 def test_a_turn_shows_the_reply_and_one_quiet_line():
     shown, session = converse("hi", "ho")
     assert [message.content for message in session.history] == ["hi", "hello", "ho", "fine"]
@@ -214,7 +198,7 @@ class Thinking(Typed):
 def test_the_model_reads_ahead_while_the_person_types():
     session = ChatSession(FakeEngine(["hello", "fine"]), instructions="be kind " * 20)
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
-    TerminalChat(session, console, Thinking(session, "hi", "ho")).run()
+    TerminalChat(alone(session), console, Thinking(session, "hi", "ho")).run()
     first, second = session.usage.turns
     assert first.cached_tokens == session.usage.prewarmed_tokens > 160
     assert second.fed_tokens <= len("ho<end>\n<start>assistant\n")

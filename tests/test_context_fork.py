@@ -174,8 +174,9 @@ def test_the_draft_is_forked_as_well(draft, settings):
         alone.ids = line.ids
         assert mx.array_equal(line.logits(), alone.logits())
         if draft == "model":
-            drafts = [each.context._drafting._draft for each in (line, alone)]
+            drafts = [each.context._drafting._draft for each in (line, alone, parent, fork)]
             assert drafts[0]._held == drafts[1]._held
+            assert all(each._state.offset == len(each._held) for each in drafts)
 
 
 def test_a_failure_in_one_is_none_of_the_others(monkeypatch):
@@ -260,6 +261,14 @@ def test_ten_forks_share_what_they_have_in_common(settings):
     row = copy_size / 4096
     assert own < 10 * 51 * row * 1.3
     assert own < 0.25 * copy_size
+    # At work, one holds a copy of its own, and not two.
+    rested = held()
+    mx.reset_peak_memory()
+    forks[0].say(words(3, 40), config)
+    # Beside what attention itself needs, which is more than a quantized copy.
+    if not settings:
+        assert mx.get_peak_memory() - rested < 1.2 * copy_size
+    assert held() - rested < 80 * row
     # Once they are alone with it, nothing of it is held twice.
     del forks[1:]
     parent.say(words(3, 40), config)

@@ -156,6 +156,21 @@ def test_what_was_begun_from_a_quantized_file_comes_back(tmp_path):
     assert mx.array_equal(again.logits(), line.logits())
 
 
+def test_rows_of_several_heads_come_back():
+    """Theirs lie apart in the buffer, with room between them."""
+    engine = engine_of("full")
+    context = engine.context(config_of("full"))
+    layers = [copy.deepcopy(layer) for layer in context._state._layers]
+    for layer in layers:
+        rows = mx.arange(2 * 9 * 8, dtype=mx.float32).reshape(1, 2, 9, 8)
+        layer.update_and_fetch(rows, rows)
+    context._state.hold(layers, 9, [])
+    part = through_a_file(context.parts())["cache"]
+    for name in ("layers.0.0", "layers.3.1"):
+        data = memoryview(part.tensors[name].data).cast("f").tolist()
+        assert data == list(range(2 * 9 * 8))
+
+
 def test_nothing_is_stored_of_nothing():
     assert engine_of("full").context(config_of("full")).parts() == {}
 

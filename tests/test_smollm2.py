@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from tiny import check_next_logits
 
-from segue import ChatSession, FinishReason, GenerationConfig
+from segue import ChatSession, FinishReason, GenerationConfig, SessionFile
 
 pytestmark = pytest.mark.smollm2
 
@@ -63,7 +66,6 @@ def test_later_turns_feed_only_their_new_tokens_and_never_go_wrong(smollm2):
 QUESTIONS = ("Go on.", "Why?", "A word, please.", "And then?", "In French!", "Shorter.", "Who?")
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.timeout(900)
 def test_two_hundred_hot_turns_read_nothing_again(smollm2):
     """Sampled ids that no one would encode stay, turn after turn."""
@@ -92,3 +94,33 @@ def test_two_hundred_hot_turns_read_nothing_again(smollm2):
             lost += tuple(tokenizer.encode(render)[: len(held)]) != held
     assert turns == 200
     assert lost > turns // 2, f"encoding anew would have kept the cache in {turns - lost} turns"
+
+
+def test_a_session_goes_on_in_another_process_as_if_it_had_never_stopped(smollm2, tmp_path):
+    """The real command: what it says, and what it reads, is what one session would."""
+    config = GenerationConfig(max_tokens=10, temperature=1.0, seed=5, prefill_step_size=512)
+    never_stopped = ChatSession(smollm2, instructions="Be odd.", generation=config)
+    said = []
+    options = ["--session", "rivers", "--system", "Be odd.", "--seed", "5", "--temperature", "1"]
+    for question in ("Name a river.", "Another.", "Why?"):
+        said.append(never_stopped.respond(question))
+        answered = subprocess.run(
+            [sys.executable, "-m", "segue.cli.main", "chat", *options, "--max-tokens", "10"],
+            input=question + "\n",
+            env={**os.environ, "XDG_DATA_HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert answered.stdout == said[-1] + "\n"
+    (path,) = (tmp_path / "segue" / "sessions").glob("*.segue")
+    file = SessionFile.read(path)
+    assert file.history == never_stopped.history
+    assert file.damage == {}
+    assert [turn.fed_tokens for turn in file.usage.turns] == [
+        turn.fed_tokens for turn in never_stopped.usage.turns
+    ]
+    with ChatSession.open(path, smollm2) as session:
+        check_next_logits(session, probe=28)
+        assert session.regenerate() == said[-1]
+        assert session.usage.turns[-1].fed_tokens == 1

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from time import perf_counter
+from typing import Protocol
 
+import click
 from rich.console import Console
 from rich.text import Text
 
-from ..config import PROMPT_LOOKUP, GenerationConfig, SpeculativeDecodingConfig
-from ..engine import Engine
+from ..config import GenerationConfig
+from ..engine import PrefillProgress
 from ..errors import SegueError
-from ..prompt_cache import load_prompt_cache
 from ..reply import Reply
 from ..response import GenerationResponse, TextKind
 from ..session import ChatSession
+from .branches import Branches
 from .commands import COMMANDS
 from .idle import reading_ahead
 from .markdown import MarkdownStream
 from .prompter import Prompter
+from .start import Place, Start
 from .statistics import turn_line
 from .terminal import quiet_input
 
@@ -32,50 +36,48 @@ GREETING = (
 # Below this many tokens, reading a prompt is over before a progress display could be read.
 TOKENS_WORTH_PROGRESS = 64
 
+# A slash command, and what follows it.
+SLASHED = re.compile(r"/(\S*)(.*)", re.DOTALL)
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a chat begins with, as the command line names it.
 
-    Attributes:
-        system: The system message.
-        cache: A prompt cache file.
-        draft: ``"prompt-lookup"``, or the name of a model that drafts.
-        num_draft_tokens: How many tokens it drafts at a time.
+class Begin(Protocol):
+    """Begins a reply."""
+
+    def __call__(self, *, prompt_progress_callback: PrefillProgress | None) -> Reply:
+        """The reply, of which nothing was read yet."""
+
+
+def run(model: str | None, start: Start, generation: GenerationConfig) -> None:
+    """Load a model and converse until the input ends.
+
+    Args:
+        model: Its name; ``None`` for the one that the session was saved with.
+        start: What the chat begins with.
+        generation: The settings of replies.
     """
-
-    system: str | None = None
-    cache: Path | None = None
-    draft: str | None = None
-    num_draft_tokens: int = 5
-
-    def session(self, engine: Engine, generation: GenerationConfig) -> ChatSession:
-        """The session that this begins."""
-        from ..mlx.loading import load
-
-        speculative = None
-        if self.draft is not None:
-            lookup = self.draft.replace("_", "-") == PROMPT_LOOKUP
-            draft = PROMPT_LOOKUP if lookup else load(self.draft)
-            speculative = SpeculativeDecodingConfig(draft, self.num_draft_tokens)
-        cache = None if self.cache is None else load_prompt_cache(self.cache, engine)
-        session = ChatSession(engine, generation=generation, speculative=speculative, cache=cache)
-        if self.system is not None:
-            session.instructions = self.system
-        return session
-
-
-def run(model: str, start: Start, generation: GenerationConfig) -> None:
-    """Load a model and converse until the input ends."""
-    console = Console(highlight=False)
     # A program may be started with its standard streams closed.
     if sys.stdin is None or sys.stdout is None:
         return
+    # Whatever is wrong with a session is told before its model takes seconds to load.
+    place = start.place()
+    from ..mlx.names import DEFAULT_MODEL
+
+    try:
+        if model is None:
+            model = (place and place.saved and place.saved.model) or DEFAULT_MODEL
+        _converse(model, start, generation, place)
+    finally:
+        if place is not None:
+            place.release()
+
+
+def _converse(model: str, start: Start, generation: GenerationConfig, place: Place | None) -> None:
     from ..mlx.loading import load
     from ..mlx.names import find
 
+    console = Console(highlight=False)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        answer_lines(start.session(load(model), generation))
+        answer_lines(start.branches(load(model), generation, place))
         return
     if isinstance(find(model), str):
         # A repository: the download shows its own progress, which a spinner would garble.
@@ -83,32 +85,55 @@ def run(model: str, start: Start, generation: GenerationConfig) -> None:
     else:
         with quiet_input(), console.status(Text(f"loading {model} …")):
             engine = load(model)
-    session = start.session(engine, generation)
+    branches = start.branches(engine, generation, place)
     console.print(GREETING.format(name=engine.name), style="dim", markup=False)
-    if session.has_cache:
-        told = f"The model has read {session.cached_tokens:,} tokens already, from {start.cache}."
-        console.print(told, style="dim", markup=False)
-    TerminalChat(session, console, Prompter(list(COMMANDS))).run()
+    if start.cache is not None and branches.session.has_cache:
+        told = f"{branches.session.cached_tokens:,} tokens already, from {start.cache}."
+        console.print(f"The model has read {told}", style="dim", markup=False)
+    if place is not None:
+        console.print(branches.current.told, style="dim", markup=False)
+    TerminalChat(branches, console, Prompter(list(COMMANDS))).run()
 
 
-def answer_lines(session: ChatSession) -> None:
-    """Answer each line of standard input on standard output, plainly, as it comes."""
-    for line in sys.stdin:
-        if prompt := line.strip():
-            with session.stream(prompt) as reply:
-                for response in reply:
-                    if response.kind is TextKind.ANSWER:
-                        sys.stdout.write(response.text)
-                        sys.stdout.flush()
-            sys.stdout.write("\n")
-            sys.stdout.flush()
+def answer_lines(branches: Branches) -> None:
+    """Answer each line of standard input on standard output, plainly, as it comes.
+
+    Raises:
+        SessionFileError: What was said could not be saved; all lines were answered.
+    """
+    try:
+        for line in sys.stdin:
+            if prompt := line.strip():
+                try:
+                    _answer_line(branches.session, prompt)
+                finally:
+                    _keep_or_warn(branches)
+    finally:
+        branches.close()
+
+
+def _answer_line(session: ChatSession, prompt: str) -> None:
+    with session.stream(prompt) as reply:
+        for response in reply:
+            if response.kind is TextKind.ANSWER:
+                sys.stdout.write(response.text)
+                sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def _keep_or_warn(branches: Branches) -> None:
+    try:
+        branches.keep()
+    except SegueError as error:
+        click.echo(f"segue: {error}", err=True)
 
 
 class TerminalChat:
     """A conversation with a person at a terminal.
 
     Args:
-        session: The conversation.
+        branches: The conversation, and others that it came to have.
         console: Where it is shown.
         prompter: Asks for the person's next message.
         read_ahead: Whether the model reads ahead meanwhile.
@@ -116,45 +141,83 @@ class TerminalChat:
 
     def __init__(
         self,
-        session: ChatSession,
+        branches: Branches,
         console: Console,
         prompter: Prompter,
         *,
         read_ahead: bool = True,
     ) -> None:
-        self.session = session
+        self.branches = branches
         self.console = console
+        # The conversation as the last reply left it that ended by itself.
+        self.finished: object = None
         self._read_ahead = read_ahead
         self._prompter = prompter
 
+    @property
+    def session(self) -> ChatSession:
+        """The conversation as it goes on now."""
+        return self.branches.session
+
+    @property
+    def state(self) -> object:
+        """What a reply depends on, settings apart."""
+        return self.session.history, self.session.instructions
+
+    def tell(self, text: str) -> None:
+        """Print a quiet line."""
+        self.console.print(text, style="dim", markup=False)
+
     def run(self) -> None:
         """Converse until Ctrl-D or /quit."""
-        while True:
-            try:
-                with reading_ahead(self.session) if self._read_ahead else nullcontext():
-                    text = self._prompter.ask()
-            except KeyboardInterrupt:
-                continue
-            except EOFError:
-                return
-            if not text.strip():
-                continue
-            try:
-                if text.startswith("/") and not text.startswith("//"):
-                    self._command(text)
-                else:
-                    self._turn(text.removeprefix("/"))
-            except EOFError:
-                return
-            except SegueError as error:
-                self.console.print(str(error), style="red", markup=False)
-            # Whatever else a model does wrong ends the turn, not the conversation.
-            except Exception as error:
-                told = f"The turn failed ({type(error).__name__}): {error}"
-                self.console.print(told, style="red", markup=False)
+        try:
+            with suppress(EOFError):
+                while True:
+                    self._round()
+        finally:
+            self._keep(self.branches.close)
+
+    def _round(self) -> None:
+        try:
+            with reading_ahead(self.session) if self._read_ahead else nullcontext():
+                text = self._prompter.ask()
+        except KeyboardInterrupt:
+            return
+        if not text.strip():
+            return
+        try:
+            if text.startswith("/") and not text.startswith("//"):
+                self._command(text)
+            else:
+                self._turn(text.removeprefix("/"))
+        except EOFError:
+            raise
+        except KeyboardInterrupt:
+            pass  # it asks for what is being done
+        except SegueError as error:
+            self._complain(str(error))
+        # Whatever else a model does wrong ends the turn, not the conversation.
+        except Exception as error:
+            self._complain(f"The turn failed ({type(error).__name__}): {error}")
+        self._keep(self.branches.keep)
+
+    def _keep(self, save: Callable[[], None]) -> None:
+        """Save what was said; if that fails, the conversation goes on."""
+        try:
+            save()
+        except SegueError as error:
+            self._complain(str(error))
+        except Exception as error:
+            self._complain(f"The session could not be saved ({type(error).__name__}): {error}")
+        # It is saved all the same, and there is nothing else to stop.
+        except KeyboardInterrupt:
+            pass
+
+    def _complain(self, text: str) -> None:
+        self.console.print(text, style="red", markup=False)
 
     def _command(self, text: str) -> None:
-        name, _, argument = text[1:].partition(" ")
+        name, argument = SLASHED.fullmatch(text).groups()  # type: ignore[union-attr]
         command = COMMANDS.get(name)
         if command is None:
             self.console.print(f"There is no /{name}; /help lists the commands.", markup=False)
@@ -162,6 +225,18 @@ class TerminalChat:
             command.run(self, argument.strip())
 
     def _turn(self, text: str) -> None:
+        if not self.answer(partial(self.session.stream, text)):
+            self.tell("Your message stays in the conversation, and is read with the next one.")
+
+    def answer(self, begin: Begin) -> bool:
+        """Show a reply as it comes, and what it has cost.
+
+        Args:
+            begin: Begins it; called with ``prompt_progress_callback``.
+
+        Returns:
+            Whether it came to a first token; where it did not, the person stopped it.
+        """
         started = perf_counter()
         first_token = None
         last: GenerationResponse | None = None
@@ -172,7 +247,7 @@ class TerminalChat:
                 if total >= TOKENS_WORTH_PROGRESS:
                     shown.note(f"reading {fed:,} of {total:,} tokens …")
 
-            reply = self.session.stream(text, prompt_progress_callback=progress)
+            reply = begin(prompt_progress_callback=progress)
             spoken = _Spoken(shown)
             try:
                 for response in reply:
@@ -188,11 +263,9 @@ class TerminalChat:
                     reply.close()
                 # Some text may have been withheld when the reply was stopped.
                 spoken.finish(reply)
-        line = turn_line(self.session.usage.turns[-1], last, first_token, stopped=stopped)
-        self.console.print(line, style="dim", markup=False)
-        if stopped and last is None:
-            told = "Your message stays in the conversation, and is read with the next one."
-            self.console.print(told, style="dim")
+        self.finished = None if stopped else self.state
+        self.tell(turn_line(self.session.usage.turns[-1], last, first_token, stopped=stopped))
+        return last is not None or not stopped
 
 
 class _Spoken:

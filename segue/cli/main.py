@@ -1,4 +1,4 @@
-"""Entry point: ``segue chat``, ``segue cache-prompt``, ``segue doctor``."""
+"""Entry point: ``segue chat``, ``segue sessions``, ``segue cache-prompt``, ``segue doctor``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import click
 from .. import __version__
 from ..config import GenerationConfig
 from ..errors import SegueError
-from .options import CACHE_SETTINGS, generation_options
+from .options import CACHE_SETTINGS, generation_options, given_settings, is_default
+from .sessions import complete_name, sessions
 
 # MLX and transformers take seconds to import: the modules that need them are imported inside the
 # commands, so that --help and a wrong option answer at once.
@@ -43,6 +44,14 @@ file = click.Path(path_type=Path)
 @model_option
 @click.option("--system", default=None, metavar="TEXT", help="The system message.")
 @click.option(
+    "--session",
+    default=None,
+    metavar="NAME",
+    shell_complete=complete_name,
+    help="Go on with this saved session, or begin it; saved after every turn. A name, or a path "
+    "(with a slash, or ending in .segue).",
+)
+@click.option(
     "--cache",
     type=file,
     default=None,
@@ -63,9 +72,12 @@ file = click.Path(path_type=Path)
     help="Tokens drafted at a time, at most.",
 )
 @generation_options()
+@click.pass_context
 def chat(
+    context: click.Context,
     model: str,
     system: str | None,
+    session: str | None,
     cache: Path | None,
     draft: str | None,
     num_draft_tokens: int,
@@ -75,10 +87,20 @@ def chat(
 
     Where standard input or output is not a terminal, answer each line of input plainly; there are
     no slash commands then.
-    """
-    from .chat import Start, run
 
-    run(model, Start(system, cache, draft, num_draft_tokens), generation)
+    A saved session goes on with its own model and settings, but for those given here.
+    """
+    if session is not None and cache is not None:
+        raise click.UsageError(
+            "--session and --cache can't go together: a saved session has a cache of its own."
+        )
+    from .chat import run
+    from .start import Start
+
+    given = given_settings(context)
+    start = Start(system, cache, draft, num_draft_tokens, session, given)
+    chosen = None if session is not None and is_default(context, "model") else model
+    run(chosen, start, generation)
 
 
 @cli.command(name="cache-prompt")
@@ -101,6 +123,9 @@ def cache_prompt(model: str, source: str, output: Path, generation: GenerationCo
     from .cache_prompt import run
 
     run(model, source, output, generation)
+
+
+cli.add_command(sessions)
 
 
 @cli.command()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from ..config import GenerationConfig
 
@@ -82,6 +83,17 @@ def generation_options(*names: str) -> Callable[[Command], Command]:
         return decorated
 
     return decorate
+
+
+def given_settings(context: click.Context) -> frozenset[str]:
+    """The fields that a command was given, and did not take from its defaults."""
+    return frozenset(name for name in HELP if not is_default(context, name))
+
+
+def is_default(context: click.Context, parameter: str) -> bool:
+    """Whether nobody named a parameter of a command."""
+    source = context.get_parameter_source(parameter)
+    return source in (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
 def _option(field: dataclasses.Field[Any]) -> Callable[..., Any]:

@@ -196,4 +196,9 @@ def _joined(parts: Sequence[mx.array]) -> mx.array:
 
     MLX's assignments change the very object that they name, and copy what others hold as well.
     """
-    return mx.concatenate(list(parts), axis=-2) if len(parts) > 1 else copy.copy(parts[0])
+    first = parts[0]
+    if len(parts) == 1:
+        return copy.copy(first)
+    # With room for what comes: without, the next tokens would have it all copied once more.
+    room = mx.zeros((*first.shape[:-2], KVCache.step, first.shape[-1]), first.dtype)
+    return mx.concatenate([*parts, room], axis=-2)

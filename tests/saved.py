@@ -1,0 +1,98 @@
+"""Saved sessions, and what the command tells of them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from rich.console import Console
+
+from segue import Message
+from segue.cli import main as cli
+from segue.cli.session_folder import session_path
+from segue.ledger import TokenLedger
+from segue.session_layout import Origin, write_session_file
+from segue.transcript import Conversation, ledger_to_json
+from segue.usage import Usage
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+CALL = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "é"}}}
+TALK = (Message.user("How do  rivers\nflow?"), Message.assistant("*Down*."))
+
+HOLDER = """
+import sys
+from segue.file_lock import FileLock
+
+lock = FileLock(sys.argv[1])
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def held_elsewhere(path):
+    """Has another process hold a session; the id of that."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout.readline() == "locked\n"
+        yield holder.pid
+        holder.stdin.close()
+
+
+def run(*arguments: str) -> int:
+    showwarning = warnings.showwarning
+    try:
+        with pytest.raises(SystemExit) as done:
+            cli.main(arguments)
+    finally:
+        warnings.showwarning = showwarning
+    return done.value.code
+
+
+def shown(capsys, *arguments: str) -> str:
+    assert run(*arguments) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return out
+
+
+def complaint(capsys, *arguments: str) -> str:
+    assert run(*arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("segue: ")
+    assert err.count("\n") == 1
+    return err
+
+
+def write(name, *history, days=0.0, tokens=0, model="smollm2", instructions=None, usage=Usage()):  # noqa: B008
+    """A session file, written so many days ago."""
+    path = session_path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "settings": "{}",
+        "usage": usage.to_json(),
+        "origin": Origin(model, "print", NOW - timedelta(days=days)).to_json(),
+    }
+    if tokens:
+        texts["tokens"] = ledger_to_json(TokenLedger(tuple(range(tokens))))
+    write_session_file(path, Conversation(instructions, tuple(history)), texts, {})
+    return path
+
+
+def terminal(monkeypatch, width: int):
+    """What Rich takes for a terminal of that width."""
+
+    class Terminal(Console):
+        def __init__(self, **kwargs):
+            super().__init__(**kwargs, force_terminal=True, width=width, color_system=None)
+
+    monkeypatch.setattr("segue.cli.session_list.Console", Terminal)
+    monkeypatch.setattr("rich.console.Console", Terminal)
