@@ -1,6 +1,6 @@
 """docs/benchmarks.md, made of the results.
 
-python benchmarks/page.py [RESULTS]
+python benchmarks/page.py [RESULTS [PAGE]]
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def fed(records: Records) -> str:
         for peer in PEERS:
             ratio = records.ratio(name, peer)
             marks = _marks(records.counts(name, peer))
-            cells.append("–" + marks if ratio is None else f"{ratio:.2f}{marks}")
+            cells.append("none" + marks if ratio is None else f"{ratio:.2f}{marks}")
         model = {"smollm2": "SmolLM2"}.get(about["model"], f"random, {about['model']}")
         rows.append([f"{about['number']}. {about['title']}", model, *cells])
     head = ["Workload", "Model", *(peer.title for peer in PEERS.values())]
@@ -305,8 +305,9 @@ def write(records: Records) -> str:
 
 
 def main() -> None:
-    records = Records.read(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
-    PAGE.write_text(write(records), encoding="utf-8")
+    results, page = [*map(Path, sys.argv[1:3]), *(RESULTS, PAGE)[len(sys.argv) - 1 :]]
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(write(Records.read(results)), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Pictures of the results, as SVG and PNG, into docs/benchmarks.
 
-    python benchmarks/plots.py [RESULTS]
+    python benchmarks/plots.py [RESULTS [FOLDER]]
 
 The same results make the same files.
 """
@@ -41,15 +41,14 @@ STYLE = {
 }
 
 
-def save(figure: Any, name: str) -> None:
+def save(figure: Any, path: Path) -> None:
     """Write a picture in both forms, with nothing in it that differs from day to day."""
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURES / f"{name}.svg", metadata={"Date": None}, bbox_inches="tight")
-    figure.savefig(PICTURES / f"{name}.png", metadata={"Software": None}, bbox_inches="tight")
+    figure.savefig(f"{path}.svg", metadata={"Date": None}, bbox_inches="tight")
+    figure.savefig(f"{path}.png", metadata={"Software": None}, bbox_inches="tight")
     plt.close(figure)
 
 
-def tokens_fed(records: Records) -> None:
+def tokens_fed(records: Records) -> Any:
     """Tokens fed over the optimum, by workload and peer."""
     workloads = records.workloads
     figure, axes = plt.subplots(figsize=(9, 3.6))
@@ -77,10 +76,10 @@ def tokens_fed(records: Records) -> None:
     )
     axes.set_ylabel("tokens fed / fewest possible")
     axes.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1))
-    save(figure, "tokens_fed")
+    return figure
 
 
-def fed_by_turn(records: Records) -> None:
+def fed_by_turn(records: Records) -> Any:
     """Tokens fed in each turn of the growing conversation."""
     figure, axes = plt.subplots(figsize=(6, 3.2))
     for name, peer in PEERS.items():
@@ -93,14 +92,14 @@ def fed_by_turn(records: Records) -> None:
     axes.set_xlabel("turn")
     axes.set_ylabel("tokens fed")
     axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
-    save(figure, "fed_by_turn")
+    return figure
 
 
-def first_token(records: Records) -> None:
+def first_token(records: Records) -> Any:
     """Seconds to the first token of a question about a document that was read before."""
     timed = {name: record for name, record in records.timed("document").items() if name in PEERS}
     if not timed:
-        return
+        return None
     figure, axes = plt.subplots(figsize=(6, 2.6))
     names = sorted(timed, key=list(PEERS).index, reverse=True)
     for place, name in enumerate(names):
@@ -121,14 +120,14 @@ def first_token(records: Records) -> None:
     axes.grid(axis="y", visible=False)
     axes.margins(x=0.2)
     axes.set_xlabel("seconds to the first token (median, least and most)")
-    save(figure, "first_token")
+    return figure
 
 
-def growth(records: Records) -> None:
+def growth(records: Records) -> Any:
     """Seconds to the first token as the conversation grows."""
     found = records.one("growth")
     if found is None:
-        return
+        return None
     figure, axes = plt.subplots(figsize=(6, 3.2))
     ways = {
         "segue": ("Segue", COLOURS["segue_session"]),
@@ -147,16 +146,18 @@ def growth(records: Records) -> None:
     axes.set_xlabel("turn")
     axes.set_ylabel("seconds to the first token")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1))
-    save(figure, "growth")
+    return figure
 
 
 def main() -> None:
-    records = Records.read(Path(sys.argv[1]) if len(sys.argv) > 1 else RESULTS)
+    results, folder = [*map(Path, sys.argv[1:3]), *(RESULTS, PICTURES)[len(sys.argv) - 1 :]]
+    records = Records.read(results)
+    folder.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):
-        tokens_fed(records)
-        fed_by_turn(records)
-        first_token(records)
-        growth(records)
+        for draw in (tokens_fed, fed_by_turn, first_token, growth):
+            figure = draw(records)
+            if figure is not None:
+                save(figure, folder / draw.__name__)
 
 
 if __name__ == "__main__":

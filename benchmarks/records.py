@@ -44,9 +44,9 @@ class Records:
     def counts(self, workload: str, peer: str) -> dict[str, Any] | None:
         """What a peer did in a workload, if it was asked."""
         for record in self._records:
-            if record["kind"] == "workload" and record["workload"] == workload:
-                if record["peer"] == peer:
-                    return record
+            told = (record["kind"], record.get("workload"), record.get("peer"))
+            if told == ("workload", workload, peer):
+                return record
         return None
 
     def turns(self, workload: str, peer: str) -> list[dict[str, Any]]:
