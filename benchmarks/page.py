@@ -134,7 +134,7 @@ def times(records: Records) -> str:
     length = records.circumstances["timed_document_tokens"]
     for name, what in (
         ("document", f"Questions about a document of {length:,} tokens that was read before"),
-        ("chat", "The last turn of a chat of four, at temperature 0"),
+        ("chat", "The last turn of a chat of three, at temperature 0"),
     ):
         timed = records.timed(name)
         if not timed:
@@ -192,7 +192,7 @@ def growth(records: Records) -> str:
     return "\n".join(
         [
             "## Growth\n",
-            "Messages of equal length, replies of six tokens; five turns from each place on. The "
+            "Messages of equal length, replies of four tokens; five turns from each place on. The "
             "bare loop (`generate_step`) is given the same number of tokens behind the same number "
             "of held ones, right after each turn: what it grows by is attention's own.\n",
             table(head, rows),

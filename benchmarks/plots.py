@@ -17,6 +17,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from driver import PEERS
+from matplotlib.ticker import LogLocator
 from records import RESULTS, Records
 
 PICTURES = Path(__file__).parent.parent / "docs" / "benchmarks"
@@ -46,6 +47,14 @@ def save(figure: Any, path: Path) -> None:
     figure.savefig(f"{path}.svg", metadata={"Date": None}, bbox_inches="tight")
     figure.savefig(f"{path}.png", metadata={"Software": None}, bbox_inches="tight")
     plt.close(figure)
+
+
+def _plain_logarithm(axes: Any) -> None:
+    """A logarithmic axis with numbers that people read."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.minorticks_off()
 
 
 def tokens_fed(records: Records) -> Any:
@@ -88,7 +97,7 @@ def fed_by_turn(records: Records) -> Any:
             fed = [turn["fed_tokens"] for turn in turns]
             line = 2.4 if name == "segue_session" else 1.2
             axes.plot(range(1, len(fed) + 1), fed, color=COLOURS[name], lw=line, label=peer.title)
-    axes.set_yscale("log")
+    _plain_logarithm(axes)
     axes.set_xlabel("turn")
     axes.set_ylabel("tokens fed")
     axes.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1))
@@ -142,7 +151,7 @@ def growth(records: Records) -> Any:
         lowest = [place[way]["min"] for place in places]
         highest = [place[way]["max"] for place in places]
         axes.fill_between(turns, lowest, highest, color=colour, alpha=0.15, lw=0)
-    axes.set_yscale("log")
+    _plain_logarithm(axes)
     axes.set_xlabel("turn")
     axes.set_ylabel("seconds to the first token")
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1))

@@ -39,7 +39,7 @@ RESULTS = HERE / "results" / "cpu.jsonl"
 QUICK_RESULTS = HERE / "results" / "quick.jsonl"
 PARTS = ("counts", "chat", "document", "sessions", "decode", "drafts")
 # Tokens of the document that is timed: one of 4,000 would take the stateless way minutes.
-TIMED_DOCUMENT = 1500
+TIMED_DOCUMENT = 1000
 
 
 class Results:
@@ -138,7 +138,7 @@ def main() -> None:
         wanted = [w for w in workloads if chosen is None or w.number in chosen]
         counting.count(wanted, paths, peers, results.tell)
     if "chat" in parts:
-        chat = Workload(1, "chat", "", tuple(plain_chat(texts, 2 if quick else 4)))
+        chat = Workload(1, "chat", "", tuple(plain_chat(texts, 2 if quick else 3)))
         timing.time_chat(chat, paths, peers, 1 if quick else 5, results.tell)
     if "document" in parts:
         length, questions = (200, 3) if quick else (TIMED_DOCUMENT, 7)

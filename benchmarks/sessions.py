@@ -90,7 +90,7 @@ def measure_growth(
         if place is None:
             continue
         found = times.setdefault(place, {"segue": [], "bare": [], "stateless": []})
-        counts[place] = (usage.cached_tokens, usage.fed_tokens)
+        counts.setdefault(place, (usage.cached_tokens, usage.fed_tokens))
         found["segue"].append(usage.prefill_seconds)
         found["bare"].append(bare.first_token_seconds(usage.cached_tokens, usage.fed_tokens))
         if place in (places[0], places[-1]):

@@ -132,8 +132,10 @@ def plain_chat(texts: Texts, turns: int, *, tokens: int = 12, start: int = 0) ->
 
 
 def cut_short(steps: list[Step]) -> list[Step]:
-    """Every second reply is left after five tokens."""
-    return [replace(step, cut=5) if turn % 2 else step for turn, step in enumerate(steps)]
+    """Every second reply is left after five tokens, long before it would end."""
+    return [
+        replace(step, cut=5, max_tokens=64) if turn % 2 else step for turn, step in enumerate(steps)
+    ]
 
 
 def with_second_thoughts(steps: list[Step]) -> list[Step]:
@@ -194,7 +196,7 @@ def about_a_document(texts: Texts, *, tokens: int, length: int, questions: int) 
     ]
 
 
-def growing(turns: int, *, tokens: int = 6) -> list[Step]:
+def growing(turns: int, *, tokens: int = 4) -> list[Step]:
     """Messages of equal length: two digits are two tokens, whichever they are."""
     return [
         Step("say", f"Say one word about the number {10 + turn}.", max_tokens=tokens)
@@ -235,7 +237,7 @@ def all_workloads(texts: Texts, *, quick: bool = False) -> list[Workload]:
             2,
             "hot",
             "32 turns at temperature 1.0",
-            plain_chat(texts, turns(32), tokens=10, start=3),
+            plain_chat(texts, turns(32), tokens=8, start=3),
             temperature=1.0,
         ),
         made(3, "thinking", "a thinking template, 12 turns", chat, template="thinking"),

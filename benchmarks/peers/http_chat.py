@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 
-def stream(address: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The chunks of a reply, as they come; closing the iterator closes the connection."""
+def stream(address: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
+    """The chunks of a reply, as they come; closing the iterator closes the connection.
+
+    What mlx_lm.server tells of its prefill in comments comes as ``{"read": tokens to read}``.
+    """
     request = urllib.request.Request(
         f"{address}/v1/chat/completions",
         json.dumps({"stream": True, **body}).encode(),
@@ -17,7 +20,9 @@ def stream(address: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
     )
     with urllib.request.urlopen(request, timeout=600) as answer:
         for line in answer:
-            if line.startswith(b"data: {"):
+            if line.startswith(b": keepalive "):
+                yield {"read": int(line.rpartition(b"/")[2])}
+            elif line.startswith(b"data: {"):
                 yield json.loads(line[len(b"data: ") :])
 
 

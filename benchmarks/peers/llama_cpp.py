@@ -58,7 +58,8 @@ class LlamaCppPeer:
         pieces: list[str] = []
         timings: dict[str, Any] = {}
         ended = False
-        for chunk in stream(self._server.listening_address, body):
+        chunks = stream(self._server.listening_address, body)
+        for chunk in chunks:
             timings = chunk.get("timings") or timings
             ended = ended or finish_of(chunk) == "stop"
             if text := text_of(chunk):
@@ -66,7 +67,8 @@ class LlamaCppPeer:
                 first = first if pieces else last
                 pieces.append(text)
             if step["cut"] is not None and timings.get("predicted_n") == step["cut"]:
-                break
+                break  # and hang up
+        chunks.close()
         count = timings["predicted_n"]
         return Measure(
             "".join(pieces),

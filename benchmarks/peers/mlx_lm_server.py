@@ -66,30 +66,32 @@ class MlxServerPeer:
         pieces: list[str] = []
         usage: dict[str, Any] = {}
         ended = False
-        # A cut reply is asked for as a short one: the server tells what it fed at the end alone.
-        if step["cut"] is not None:
-            body["max_tokens"] = step["cut"]
-        for chunk in stream(self._address, body):
+        fed = 1
+        chunks = stream(self._address, body)
+        for chunk in chunks:
+            fed = max(fed, chunk.get("read", 0))
             usage = chunk.get("usage") or usage
             ended = ended or finish_of(chunk) == "stop"
             if text := text_of(chunk):
                 last = perf_counter()
                 first = first if pieces else last
                 pieces.append(text)
-        count = usage["completion_tokens"]
-        cached = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
+            if step["cut"] is not None and len(pieces) >= step["cut"]:
+                break  # and hang up
+        chunks.close()
+        count = usage.get("completion_tokens", len(pieces))
+        if usage:
+            cached = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
+            # A prompt that is held whole is fed its last token again.
+            fed = max(usage["prompt_tokens"] - cached, 1)
         return Measure(
             "".join(pieces),
-            # A prompt that is held whole is fed its last token again.
-            max(usage["prompt_tokens"] - cached, 1),
-            usage["prompt_tokens"],
+            fed,
+            usage.get("prompt_tokens"),
             count,
             (first if pieces else perf_counter()) - started,
             rate(count, first, last),
             ended=ended,
-            instead=None
-            if step["cut"] is None
-            else "asks for a short reply, since a dropped one is not counted",
         )
 
     def mark(self) -> None:
