@@ -9,7 +9,7 @@ from records import Records
 
 OURS = "segue_session"
 # Differences smaller than this are noise on a shared machine.
-MARGIN = 0.02
+MARGIN = 0.05
 
 
 def notes(records: Records) -> list[str]:

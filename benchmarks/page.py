@@ -30,7 +30,9 @@ turns of a workload together: 1.00 is perfect, and no noise is in it. The fewest
 the ids of the prompt behind what a perfect cache of this conversation holds (everything read or
 said in it, sampled ids included; `benchmarks/optimum.py` has the definition, and none of Segue's
 code). Each peer is held against its own conversation, since each says something else. Branches are
-conversations of their own: a cache that one branch shares with another may come out below 1.
+conversations of their own: a cache that one branch shares with another may come out below 1. A
+template that renders a reply otherwise than it was said (workloads 3 and 10) makes every cache read
+it again: that is among the fewest.
 """
 
 

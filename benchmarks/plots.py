@@ -49,11 +49,12 @@ def save(figure: Any, path: Path) -> None:
     plt.close(figure)
 
 
-def _plain_logarithm(axes: Any) -> None:
+def _plain_logarithm(axes: Any, which: str = "y") -> None:
     """A logarithmic axis with numbers that people read."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.minorticks_off()
 
 
@@ -115,8 +116,7 @@ def first_token(records: Records) -> Any:
         seconds = timed[name]["turns"][-1]["first_token_seconds"]
         middle = seconds["median"]
         error = [[middle - seconds["min"]], [seconds["max"] - middle]]
-        axes.barh(place, middle, color=COLOURS[name], height=0.6)
-        axes.errorbar(middle, place, xerr=error, color="black", lw=1, capsize=2)
+        axes.errorbar(middle, place, xerr=error, fmt="o", color=COLOURS[name], ms=7, capsize=3)
         axes.annotate(
             f"{middle:.2f} s",
             (seconds["max"], place),
@@ -125,8 +125,7 @@ def first_token(records: Records) -> Any:
             va="center",
         )
     axes.set_yticks(range(len(names)), [PEERS[name].title for name in names])
-    axes.set_xscale("log")
-    axes.grid(axis="y", visible=False)
+    _plain_logarithm(axes, "x")
     axes.margins(x=0.2)
     axes.set_xlabel("seconds to the first token (median, least and most)")
     return figure

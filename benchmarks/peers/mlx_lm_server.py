@@ -41,6 +41,11 @@ class MlxServerPeer:
         self._workload = workload
         self._await()
 
+    @property
+    def server_process_id(self) -> int | None:
+        """Whose memory counts."""
+        return None if self._process is None else self._process.pid
+
     def _await(self) -> None:
         for _ in range(600):
             try:
