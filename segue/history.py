@@ -65,7 +65,7 @@ def start_of_turns(history: Sequence[Message], count: int) -> int:
     ]
     if type(count) is not int or not 1 <= count <= len(turns):
         raise HistoryError(
-            f"{count!r} turns can't be taken back: the history has {len(turns)}.",
+            f"Turns to take back: {count!r}; turns there are: {len(turns)}.",
             remedy=f"Use a number from 1 to {len(turns)}." if turns else "Take a turn first.",
         )
     return len(history) - sum(map(len, turns[-count:]))

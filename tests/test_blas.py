@@ -74,3 +74,11 @@ def test_a_chosen_library_is_used():
     path = chosen.strip()
     out, _ = run("from segue.mlx import blas; print(blas.status.library)", SEGUE_BLAS=path)
     assert out.strip() == path
+
+
+def test_mlx_does_not_take_many_lengths_for_a_mistake(monkeypatch):
+    name = "MLX_ENABLE_CACHE_THRASHING_CHECK"
+    code = f"import os, segue.mlx; print(os.environ[{name!r}])"
+    assert run(code, **{name: "1"})[0].strip() == "1"
+    monkeypatch.delenv(name, raising=False)
+    assert run(code)[0].strip() == "0"

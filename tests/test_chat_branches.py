@@ -27,8 +27,8 @@ def test_undo_takes_back_turns():
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("/undo", "1 turns can't be taken back: the history has 0. Take a turn first."),
-        ("/undo 0", "0 turns can't be taken back: the history has 0. Take a turn first."),
+        ("/undo", "Turns to take back: 1; turns there are: 0. Take a turn first."),
+        ("/undo 0", "Turns to take back: 0; turns there are: 0. Take a turn first."),
         ("/undo two", "Say how many turns: /undo [N]"),
         ("/retry", "There is nothing in the history that a reply could be given to."),
         ("/edit", "Say what your last message should be: /edit TEXT"),

@@ -7,12 +7,13 @@ import os
 import signal
 import threading
 import warnings
+from functools import partial
 
 import pytest
 from chats import alone, chat_of, contents, letters, talk, told
 from saved import held_elsewhere
 
-from segue import ChatSession, GenerationConfig, SessionFile, SessionLockedError
+from segue import ChatSession, GenerationConfig, SessionFile, SessionFileError, SessionLockedError
 from segue.cli import main
 from segue.cli.branches import Branch
 from segue.cli.chat import TerminalChat
@@ -81,7 +82,7 @@ def test_opening_goes_on_where_it_was_saved():
     assert told(chat)[0] == "c"
     tokens = SessionFile.read(session_path("trip")).ledger
     assert told(chat)[1].startswith("trip goes on: 2 turns, ")
-    assert told(chat)[1].endswith(" tokens, saved under a minute ago; saved after every turn.")
+    assert told(chat)[1].endswith(" tokens, saved moments ago; saved after every turn.")
     assert told(chat)[2] == "d"
     assert told(chat)[3] == "main: 1 turn."
     assert told(chat)[4].startswith(f"trip goes on: 3 turns, {len(tokens.ids)} tokens, saved ")
@@ -245,6 +246,26 @@ def test_a_full_disk_is_told_and_the_chat_goes_on(monkeypatch):
     assert chat.branches.current.name == "one"
 
 
+def test_what_could_not_be_saved_is_saved_before_it_is_left(monkeypatch):
+    save, broken = ChatSession.save, set()
+
+    def failing(self, path):
+        if path.stem in broken:
+            raise SessionFileError(f"{path.stem} is broken.", remedy="Mend it.")
+        save(self, path)
+
+    monkeypatch.setattr(ChatSession, "save", failing)
+    breaking, mending = partial(broken.add, "one"), broken.clear
+    chat = talk("hi", "/save one", breaking, "ho", "/fork two", mending, "/fork three", "he")
+    assert told(chat).count("one is broken. Mend it.") == 3
+    assert saved("one") == ["hi", "a", "ho", "b"]
+    assert saved("three") == ["hi", "a", "ho", "b", "he", "c"]
+    assert not session_path("two").exists()
+    talk("/open three", "/fork one more", partial(broken.add, "one more"), "so", mending,
+         "/switch three")  # fmt: skip
+    assert len(saved("one more")) == 8
+
+
 def test_a_session_that_can_not_be_saved_at_the_end_is_told(monkeypatch):
     chat = talk("hi", "/save one")
     monkeypatch.setattr(ChatSession, "save", lambda self, path: 1 / 0)
@@ -277,14 +298,19 @@ def test_a_damaged_cache_is_told_and_the_chat_goes_on(monkeypatch, capsys):
     assert saved("one") == ["hi", "a", "ho", "a"]
 
 
-def test_ctrl_c_while_it_is_being_saved_waits(monkeypatch):
-    save = ChatSession.save
+def test_ctrl_c_while_it_is_being_saved_or_opened_waits(monkeypatch):
+    save, reopen = ChatSession.save, ChatSession.open
 
     def interrupted(self, path):
         os.kill(os.getpid(), signal.SIGINT)
         save(self, path)
 
+    def interrupted_too(path, engine):
+        os.kill(os.getpid(), signal.SIGINT)
+        return reopen(path, engine)
+
     monkeypatch.setattr(ChatSession, "save", interrupted)
+    monkeypatch.setattr(ChatSession, "open", interrupted_too)
     chat = talk("hi", "/save one", "ho", "/fork two", "he", "/switch one")
     assert saved("one") == ["hi", "a", "ho", "b"]
     assert saved("two") == ["hi", "a", "ho", "b", "he", "c"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 
@@ -172,6 +173,7 @@ def test_what_is_wrong_with_a_session_is_told_before_the_model_is_loaded(capsys,
     with held_elsewhere(other):
         assert "is in use by process" in complaint(capsys, "chat", "--session", "held")
     assert piped.loaded == []
+    assert sorted(file.name for file in sessions_folder().iterdir()) == ["held.segue", "trip.segue"]
 
 
 def test_a_session_that_can_only_be_read_goes_on_unsaved(monkeypatch):
@@ -198,6 +200,9 @@ def test_a_chat_with_a_session_in_a_terminal():
     chat = talk(session="train", engine=engine)
     assert chat.branches.current.told.startswith("train goes on: 2 turns, ")
 
+
+# How prompt_toolkit takes over the terminal.
+READY = re.escape("\x1b[?2004h")
 
 CHAT = """
 import sys
@@ -227,16 +232,18 @@ def test_in_a_terminal_the_session_is_greeted_and_outlives_a_kill():
 
     child = spawn()
     child.expect("trip begins; it is saved after every turn.")
+    child.expect(READY)
     child.send("hi\r")
     child.expect("hello")
     child.expect("tokens/s")
-    child.send("/help\r")
-    child.expect("leave ")
+    # The next message is asked for once the turn is saved.
+    child.expect(READY)
     child.kill(signal.SIGKILL)
     child.expect(pexpect.EOF)
     child.close()
     child = spawn()
-    child.expect(r"trip goes on: 1 turn, \d+ tokens, saved under a minute ago; saved after every")
+    child.expect(r"trip goes on: 1 turn, \d+ tokens, saved moments ago; saved after every")
+    child.expect(READY)
     child.send("/quit\r")
     child.expect(pexpect.EOF)
     child.wait()

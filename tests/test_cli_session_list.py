@@ -65,7 +65,7 @@ def test_damaged_sessions_are_listed_with_what_is_wrong(capsys):
     lines = shown(capsys, "sessions").splitlines()
     assert [line.split()[0] for line in lines[1:6]] == ["good", "hurt", "worse", "none", "folder"]
     assert [" (damaged) " in line for line in lines[1:6]] == [False, False, True, True, True]
-    assert lines[1].split()[-3:] == ["under", "a", "minute"]
+    assert lines[1].split()[-1] == "moments"
     assert lines[3].endswith("  1 hour")
     why = "(its checksum is not that of its content)"
     assert lines[6] == f"hurt: Damaged: header {why}, settings {why}."
@@ -116,8 +116,8 @@ def test_a_narrow_terminal_takes_from_titles_first():
 @pytest.mark.parametrize(
     ("seconds", "told"),
     [
-        (-5, "under a minute"),
-        (59.9, "under a minute"),
+        (-5, "moments"),
+        (59.9, "moments"),
         (60, "1 minute"),
         (7199, "1 hour"),
         (7200, "2 hours"),

@@ -245,7 +245,7 @@ def age(moment: datetime, now: datetime | None = None) -> str:
     for length, unit in UNITS:
         if seconds >= length:
             return count(int(seconds // length), unit)
-    return "under a minute"
+    return "moments"
 
 
 def count(number: int, noun: str) -> str:

@@ -31,10 +31,8 @@ def print_sessions(sessions: Sequence[SavedSession]) -> None:
     for place, row in enumerate([HEADINGS, *rows]):
         line = _line(row, widths)
         if console.is_terminal:
-            line = click.style(
-                set_cell_size(line, min(cell_len(line), console.width)), bold=place == 0 or None
-            )
-        click.echo(line)
+            line = set_cell_size(line, min(cell_len(line), console.width))
+        click.echo(line if place else click.style(line, bold=True))
     for session in sessions:
         if session.problem:
             click.echo(_clean(f"{session.name}: {session.problem}"))

@@ -123,7 +123,7 @@ def delete(names: tuple[str, ...], yes: bool) -> None:
             return
         for path in paths:
             try:
-                path.unlink()
+                path.unlink(missing_ok=True)
             except OSError as error:
                 raise SessionFileError(
                     f"{path} could not be deleted: {error.strerror}.",
