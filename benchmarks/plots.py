@@ -98,6 +98,9 @@ def fed_by_turn(records: Records) -> Any:
             fed = [turn["fed_tokens"] for turn in turns]
             line = 2.4 if name == "segue_session" else 1.2
             axes.plot(range(1, len(fed) + 1), fed, color=COLOURS[name], lw=line, label=peer.title)
+    if not axes.lines:
+        plt.close(figure)
+        return None
     _plain_logarithm(axes)
     axes.set_xlabel("turn")
     axes.set_ylabel("tokens fed")

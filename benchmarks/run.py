@@ -40,7 +40,7 @@ RESULTS = HERE / "results" / "cpu.jsonl"
 QUICK_RESULTS = HERE / "results" / "quick.jsonl"
 PARTS = ("counts", "chat", "document", "sessions", "decode", "drafts")
 # Tokens of the document that is timed: one of 4,000 would take the stateless way minutes.
-TIMED_DOCUMENT = 1000
+TIMED_DOCUMENT = 2000
 
 
 class Results:
@@ -66,10 +66,12 @@ class Results:
         print(f"{elapsed:7.1f} s  {' '.join([kind, *names])}", flush=True)
 
     def close(self) -> None:
-        """End with a line that says what there is."""
+        """End with a line, on the terminal too, that says what there is."""
         seconds = round(time.monotonic() - self._started)
-        self.tell({"kind": "end", "seconds": seconds, "records": dict(self._kinds)})
+        end = {"kind": "end", "seconds": seconds, "records": dict(self._kinds)}
+        self.tell(end)
         self._file.close()
+        print(json.dumps(end))
 
 
 def described(texts: str, workloads: list[Workload]) -> dict[str, Any]:
@@ -78,8 +80,11 @@ def described(texts: str, workloads: list[Workload]) -> dict[str, Any]:
     for peer in PEERS.values():
         python = environments.python(peer.environment) if peer.environment else sys.executable
         if peer.packages and Path(python).exists():
-            code = f"from peers.protocol import versions; print(versions(*{peer.packages!r}))"
-            packages |= eval(subprocess.check_output([python, "-c", code], cwd=HERE, text=True))
+            code = (
+                "import json; from peers.protocol import versions; "
+                f"print(json.dumps(versions(*{peer.packages!r})))"
+            )
+            packages |= json.loads(subprocess.check_output([python, "-c", code], cwd=HERE))
     return {
         **circumstances("cpu", SimpleNamespace(name=DESCRIPTIONS["smollm2"])),
         "kind": "circumstances",
@@ -109,15 +114,19 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def script(name: str, *arguments: str) -> dict[str, Any]:
-    """The last line of one of the other benchmarks."""
+def script(results: Results, name: str, *arguments: str) -> bool:
+    """Tell the last line of one of the other benchmarks; whether it ended well."""
     env = {**os.environ, "PYTHONPATH": str(HERE.parent)}
     command = [sys.executable, str(HERE / name), *arguments]
-    said = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True).stdout
-    return {"kind": Path(name).stem, **json.loads(said.splitlines()[-1])}
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        print(f"{name} ended with {done.returncode}: the page will lack it.", file=sys.stderr)
+        return False
+    results.tell({"kind": Path(name).stem, **json.loads(done.stdout.splitlines()[-1])})
+    return True
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a smoke run of some minutes")
     parser.add_argument("--only", default=",".join(PARTS))
@@ -133,6 +142,7 @@ def main() -> None:
     workloads = all_workloads(texts, quick=quick)
     results = Results(options.output or (QUICK_RESULTS if quick else RESULTS))
     results.tell(described(texts.source, workloads))
+    failed = 0
     chosen = {int(number) for number in options.workloads.split(",")} if options.workloads else None
     if "counts" in parts:
         wanted = [w for w in workloads if chosen is None or w.number in chosen]
@@ -153,18 +163,13 @@ def main() -> None:
         del engine
     if "decode" in parts:
         runs = "3" if quick else "20"
-        results.tell(script("decode_overhead.py", "--tokens", "10", "--runs", runs))
+        failed += not script(results, "decode_overhead.py", "--tokens", "10", "--runs", runs)
     if "drafts" in parts:
         tokens = "8" if quick else "48"
-        results.tell(script("speculative.py", "--runs", "1", "--tokens", tokens))
+        failed += not script(results, "speculative.py", "--runs", "1", "--tokens", tokens)
     results.close()
-    print(results_line(options.output or (QUICK_RESULTS if quick else RESULTS)))
-
-
-def results_line(path: Path) -> str:
-    """The last line of the results: what was measured."""
-    return path.read_text(encoding="utf-8").splitlines()[-1]
+    return failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

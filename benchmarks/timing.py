@@ -44,14 +44,19 @@ def _turn(
     step: Step,
     rotation: int,
 ) -> dict[str, dict[str, Any]]:
-    """A turn of every peer; each time another one begins."""
+    """A turn of every peer, each time another one first; one that fails is left out from now on."""
     names = list(processes)
     begin = rotation % len(names)
     measures = {}
     for name in names[begin:] + names[:begin]:
         messages = conversations[name].begin(step)
         sleep(PAUSE)
-        measure = processes[name].ask("take", step=step.to_json(), messages=messages)
+        try:
+            measure = processes[name].ask("take", step=step.to_json(), messages=messages)
+        except PeerError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            processes.pop(name).close()
+            continue
         conversations[name].end(measure["text"])
         measures[name] = measure
     return measures
@@ -85,7 +90,7 @@ def time_chat(
                     turns[number][name].append(measure)
     for process in processes.values():
         process.close()
-    _tell(workload, turns, runs, {}, tell)
+    _tell(workload, turns, runs, dict.fromkeys(processes), tell)
 
 
 def time_document(
@@ -108,10 +113,11 @@ def _tell(
     workload: Workload,
     turns: list[dict[str, list[dict[str, Any]]]],
     runs: int,
-    memory: dict[str, Any],
+    memory: dict[str, int | None],
     tell: Told,
 ) -> None:
-    for name in turns[0]:
+    """Tell of every peer that came to the end: those that `memory` names."""
+    for name in memory:
         record: dict[str, Any] = {"kind": "timed", "workload": workload.name, "peer": name}
         record |= {"runs": runs, "turns": []}
         for measures in turns:
@@ -132,6 +138,6 @@ def _tell(
                     for figure in FIGURES
                 }
             record["turns"].append(figures)
-        if name in memory:
+        if memory[name]:
             record["peak_rss_bytes"] = memory[name]
         tell(record)

@@ -237,7 +237,7 @@ def all_workloads(texts: Texts, *, quick: bool = False) -> list[Workload]:
             2,
             "hot",
             "32 turns at temperature 1.0",
-            plain_chat(texts, turns(32), tokens=8, start=3),
+            plain_chat(texts, turns(32), tokens=24, start=3),
             temperature=1.0,
         ),
         made(3, "thinking", "a thinking template, 12 turns", chat, template="thinking"),

@@ -31,6 +31,9 @@ class LlamaCppPeer:
         params.model.path = paths["gguf"]
         params.n_ctx = 8192
         params.use_jinja = True
+        # Set while another peer is at work: its threads wait for each other in loops.
+        if threads := os.environ.get("OMP_NUM_THREADS"):
+            params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
         params.slot_save_path = tempfile.gettempdir() + os.sep
         with open(
             os.path.join(paths[f"smollm2/{workload['template']}"], "chat_template.jinja")
