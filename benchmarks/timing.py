@@ -121,22 +121,18 @@ def _tell(
         record: dict[str, Any] = {"kind": "timed", "workload": workload.name, "peer": name}
         record |= {"runs": runs, "turns": []}
         for measures in turns:
-            mine, ours = measures[name], measures.get("segue_session")
+            mine, ours = measures[name], measures["segue_session"]
             figures: dict[str, Any] = {
                 figure: spread([measure[figure] for measure in mine]) for figure in FIGURES
             }
             figures["fed_tokens"] = statistics.median(measure["fed_tokens"] for measure in mine)
-            if ours is not None and PEERS[name].same_engine and name != "segue_session":
-                figures["segue_over_this"] = {
-                    figure: spread(
-                        [
-                            a[figure] / b[figure]
-                            for a, b in zip(ours, mine, strict=True)
-                            if b[figure]
-                        ]
-                    )
-                    for figure in FIGURES
-                }
+            if "segue_session" in memory and PEERS[name].same_engine and name != "segue_session":
+                figures["segue_over_this"] = {}
+                for figure in FIGURES:
+                    pairs = [(a[figure], b[figure]) for a, b in zip(ours, mine, strict=True)]
+                    # A reply of one token has no speed.
+                    if ratios := [a / b for a, b in pairs if b]:
+                        figures["segue_over_this"][figure] = spread(ratios)
             record["turns"].append(figures)
         if memory[name]:
             record["peak_rss_bytes"] = memory[name]
