@@ -101,6 +101,7 @@ def make_models(folder: Path) -> dict[str, str]:
     Returns:
         Paths: of the folders, and, as ``gguf``, of SmolLM2's own file.
     """
+    folder = folder.resolve()  # peers run elsewhere
     gguf = names.find("smollm2")
     paths = {"gguf": str(gguf)}
     made = [
