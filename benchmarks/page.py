@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import gpu_section
 from driver import PEERS
 from findings import lost, notes
 from records import RESULTS, Records
@@ -291,6 +292,7 @@ def peers() -> str:
 
 def write(records: Records) -> str:
     """The whole page."""
+    gpu = gpu_section.summary()
     parts = [
         HEAD,
         machine(records),
@@ -299,8 +301,9 @@ def write(records: Records) -> str:
         growth(records),
         decoding(records),
         kept(records),
+        gpu_section.section(gpu),
         "## What we lose at\n",
-        "\n".join(f"- {line}" for line in lost(records)) + "\n",
+        "\n".join(f"- {line}" for line in [*lost(records), *gpu_section.lost(gpu)]) + "\n",
         peers(),
     ]
     return "\n".join(part for part in parts if part)
