@@ -48,9 +48,9 @@ def section(told: dict[str, Any] | None) -> str:
             "## On a GPU\n",
             f"{told['machine']}, {versions}; random weights in bfloat16. `benchmarks/gpu.py` "
             "measures it, apart from `make bench`, and says what each figure is. On CUDA, MLX "
-            "plans attention anew for each pair of lengths that it has not met, which takes longer than a short turn: so "
-            "the wait is told with new lengths, as in a real conversation, and with lengths met "
-            "before.\n",
+            "plans attention anew for each pair of lengths that it has not met, which takes longer "
+            "than a short turn: so the wait is told with new lengths, as in a real conversation, "
+            "and with lengths met before.\n",
             head,
             *rows,
             "",
