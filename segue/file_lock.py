@@ -27,7 +27,7 @@ class _Lock:
     def __init__(self, descriptor: int, key: tuple[int, int]) -> None:
         self.descriptor = descriptor
         self.key = key
-        self.holders = 1
+        self.holders = 0
 
 
 # Garbage collection may release one lock while another is being made.
@@ -60,8 +60,11 @@ class FileLock:
         self._held = False
         self.target = Path(os.path.realpath(path))
         with _guard:
-            self._lock = _acquire(self.target)
-            self._held = True
+            while not self._held:
+                self._lock = lock = _acquire(self.target)
+                # Garbage collection may have let go of it meanwhile.
+                if lock.descriptor >= 0:
+                    self._held, lock.holders = True, lock.holders + 1
 
     def release(self) -> None:
         """Let go of it; nothing more if that was done already."""
@@ -74,7 +77,8 @@ class FileLock:
                 _remove(_lock_path(self.target), lock.descriptor)
                 _locks.pop(lock.key, None)
                 descriptor, lock.descriptor = lock.descriptor, -1
-                os.close(descriptor)
+                with suppress(OSError):
+                    os.close(descriptor)
             self._held, lock.holders = False, lock.holders - 1
 
     def __del__(self) -> None:
@@ -86,7 +90,7 @@ def _lock_path(target: Path) -> Path:
 
 
 def _acquire(target: Path) -> _Lock:
-    """A lock that this process holds already, or a new one; with one holder more."""
+    """A lock that this process holds already, or a new one."""
     path = _lock_path(target)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -106,10 +110,7 @@ def _acquire(target: Path) -> _Lock:
                 lock = _Lock(descriptor, key)
                 _locks[key], kept = lock, True
                 return lock
-            lock.holders += 1
-            # Garbage collection may have let go of it meanwhile.
-            if _locks.get(key) is lock:
-                return lock
+            return lock
         except FileNotFoundError:
             continue
         except OSError as error:
