@@ -60,7 +60,7 @@ class Conversation:
         """
         entry = read_object(text)
         instructions = entry.get("instructions")
-        history, kwargs = entry.get("history", []), entry.get("template_kwargs", {})
+        history, kwargs = entry.get("history"), entry.get("template_kwargs", {})
         if not isinstance(instructions, str | None) or not isinstance(kwargs, dict):
             raise ValueError("its instructions or template arguments are of a wrong type")
         try:

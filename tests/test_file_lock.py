@@ -18,7 +18,6 @@ from segue import ChatSession, SessionFileError, SessionLockedError
 from segue.file_lock import FileLock
 from segue.testing import FakeEngine
 
-
 # Locks that a process ends with.
 KEPT: list[FileLock] = []
 
