@@ -28,6 +28,7 @@ PUBLIC = [
     "config.SpeculativeDecodingConfig",
     "prompt_cache.load_prompt_cache",
     "prompt_cache.PromptCache",
+    "session_file.SessionFile",
     "usage",
     "errors",
     "engine",

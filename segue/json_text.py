@@ -33,8 +33,8 @@ def check_bounds(text: str, value: object) -> None:
         return
     if too_many_brackets(text.encode(errors="surrogatepass")):
         raise ValueError("it has too many entries")
-    level = [value]
-    for _ in range(DEEPEST):
+    level: list[dict[str, Any] | list[Any]] = [[value]]
+    for _ in range(DEEPEST + 1):
         children = (item.values() if isinstance(item, dict) else item for item in level)
         level = [item for each in children for item in each if isinstance(item, dict | list)]
         if not level:

@@ -9,9 +9,10 @@ import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from .atomic import checked_path
 from .config import GenerationConfig
@@ -161,7 +162,7 @@ def _opener(path: str, flags: int) -> int:
 class _Reader:
     """Reads one open file."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BufferedReader, path: Path) -> None:
         self._file = file
         self._path = path
         self._size = os.fstat(file.fileno()).st_size
