@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields the path of a new, empty file in the same folder. When the block ends, that file is
     flushed to the disk and renamed over `path`; when it raises, KeyboardInterrupt included, it is
     removed and `path` stays as it was. A process that is killed may leave its temporary file
-    (``.segue-*.tmp``) behind, which is in nobody's way.
+    (``.segue-*.tmp``) behind; whoever writes the same file next removes it.
 
     The file ends up with the permissions of the one it replaces, or with those that ``open`` would
     give it. A link at `path` stays, and what it leads to is replaced.
@@ -52,25 +53,71 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(os.path.realpath(path))
     mode = _mode_of(target)
+    _remove_leftovers(target)
     temporary = target.with_name(f".segue-{tag(target)}-{secrets.token_hex(4)}.tmp")
+    descriptor = -1
     try:
         # Nobody else reads the new text of a private file while it is being written.
-        descriptor = os.open(
-            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600
-        )
-        try:
-            yield temporary
-            if mode is not None:
-                os.fchmod(descriptor, mode)
-            _flush(descriptor)
-        finally:
-            os.close(descriptor)
+        descriptor = _create(temporary, 0o666 if mode is None else 0o600)
+        yield temporary
+        if mode is not None:
+            os.fchmod(descriptor, mode)
+        _flush(descriptor)
         os.replace(temporary, target)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
+    finally:
+        # Not before it has its name: a temporary file that nobody claims is removed.
+        if descriptor >= 0:
+            os.close(descriptor)
     _flush_folder(target.parent)
+
+
+def _create(temporary: Path, mode: int) -> int:
+    """A new file's descriptor, under a lock that tells it from what killed writers left behind.
+
+    Raises:
+        OSError: It can't be made.
+    """
+    while True:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            # Where a file system has no locks, leftovers stay.
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            # Another writer may have removed it before it was locked.
+            if os.fstat(descriptor).st_nlink:
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove the temporary files of writers that were killed while they wrote this file."""
+    ours = re.compile(rf"\.segue-{tag(target)}-[0-9a-f]{{8}}\.tmp")
+    with suppress(OSError), os.scandir(target.parent) as entries:
+        for entry in entries:
+            if ours.fullmatch(entry.name):
+                with suppress(OSError):
+                    _remove_unclaimed(target.with_name(entry.name))
+
+
+def _remove_unclaimed(temporary: Path) -> None:
+    """Remove a temporary file.
+
+    Raises:
+        OSError: Its writer is at work, or it is no such file.
+    """
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        temporary.unlink()
+    finally:
+        os.close(descriptor)
 
 
 def tag(target: Path) -> str:
@@ -112,10 +159,13 @@ def _mode_of(target: Path) -> int | None:
 def _flush(descriptor: int) -> None:
     """Bring a file to the disk itself; on macOS, fsync leaves it in the drive's memory."""
     if hasattr(fcntl, "F_FULLFSYNC"):
-        # Network and other file systems don't have it.
-        with suppress(OSError):
+        try:
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
+        except OSError as error:
+            # Network and other file systems don't have it.
+            if error.errno in (errno.EIO, errno.ENOSPC):
+                raise
     os.fsync(descriptor)
 
 

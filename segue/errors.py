@@ -104,7 +104,8 @@ class SessionFileFormatError(SessionFileError, ValueError):
 
     Attributes:
         readable: What is sound in it all the same, by the names of its parts; of the tokens, the
-            text that they spell.
+            text that they spell. And the conversation, if there is one to be read: not the one that
+            was written, but perhaps for a letter.
     """
 
     def __init__(

@@ -133,7 +133,7 @@ def load_prompt_cache(path: str | os.PathLike[str], engine: Engine) -> PromptCac
                 f"{place} names {len(ledger.ids)} tokens, but its layers hold {stored.offset}.",
                 remedy="Make the prompt cache anew from its text.",
             )
-    said = _read(place, metadata.get(CONVERSATION, "{}"), Conversation.from_json)
+    said = _read(place, metadata.get(CONVERSATION, '{"history": []}'), Conversation.from_json)
     return PromptCache(
         engine, stored, ledger, said.instructions, said.history, said.template_kwargs
     )

@@ -7,17 +7,15 @@ all of it, but trusts the file: it takes overlapping tensors, trailing bytes and
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from math import prod
 from typing import Any, BinaryIO, NamedTuple
 
+from .json_text import too_many_brackets
+
 LENGTH_BYTES = 8
 # A header of more is none of ours: a million token ids take some 7 MB, their text as much.
 LONGEST_HEADER = 64 * 2**20
-# JSON objects take some twenty times the memory of their text.
-MOST_BRACKETS = 200_000
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 LARGEST_RANK = 8
 LARGEST_DIMENSION = 2**31 - 1
 
@@ -112,7 +110,7 @@ def read_metadata(file: BinaryIO) -> Mapping[str, str] | None:
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
     text = file.read(length if length <= LONGEST_HEADER else LONGEST_HEADER)
     begin = b'{"__metadata__":'
-    if not text.startswith(begin) or _too_many(text):
+    if not text.startswith(begin) or too_many_brackets(text):
         return None
     try:
         metadata, _ = json.JSONDecoder().raw_decode(text[len(begin) :].decode(errors="replace"))
@@ -127,17 +125,8 @@ def shown(name: str) -> str:
     return repr(name if len(name) <= 60 else name[:60] + "…")
 
 
-def _too_many(text: bytes) -> bool:
-    """Whether it has more brackets, those in strings left out, than any header needs."""
-    return _brackets(text) > MOST_BRACKETS and _brackets(_STRING.sub(b"", text)) > MOST_BRACKETS
-
-
-def _brackets(text: bytes) -> int:
-    return text.count(b"[") + text.count(b"{")
-
-
 def _parse(text: bytes) -> dict[str, Any]:
-    if _too_many(text):
+    if too_many_brackets(text):
         raise DamagedFileError("its header has more entries than any model has layers")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

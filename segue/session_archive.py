@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,10 @@ LOSSES = {
     "usage": "What it has cost was set aside: {}.",
     "origin": "It is not known which model it was saved with: {}.",
 }
+
+# Why a folder may take no lock: it can't be written, or its file system has none.
+NO_LOCK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
+NO_LOCK |= {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
 OVERRIDES = ("instructions", "generation", "template_kwargs", "speculative", "on_overflow")
 
@@ -76,7 +81,8 @@ def write_session(
     except (OSError, ValueError) as error:
         raise unusable(path, "written", error) from error
     try:
-        write_session_file(path, conversation, texts, parts)
+        # Not where a link leads by now, but to what is locked.
+        write_session_file(lock.target, conversation, texts, parts)
     except BaseException:
         lock.release()
         raise
@@ -91,10 +97,15 @@ def lock_to_read(path: Path) -> Iterator[FileLock | None]:
 
     Raises:
         SessionLockedError: Another process holds it.
+        SessionFileError: It can't be locked for another reason.
     """
     lock = None
-    with suppress(OSError, ValueError):
-        lock = FileLock(path) if path.is_file() else None
+    try:
+        if path.is_file():
+            lock = FileLock(path)
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) not in NO_LOCK:
+            raise unusable(path, "read", error) from error
     try:
         yield lock
     except BaseException:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from .atomic import checked_path
 from .config import GenerationConfig
 from .engine import StoredPart, StoredTensor
 from .errors import SessionFileError, SessionFileFormatError, SessionNotFoundError
+from .json_text import printable, read_object
 from .ledger import TokenLedger
 from .messages import Message, Role
 from .safetensors_file import (
@@ -42,7 +46,7 @@ from .session_layout import (
     unusable,
 )
 from .session_settings import SessionSettings
-from .transcript import Conversation, ledger_from_json, read_object
+from .transcript import Conversation, ledger_from_json
 from .usage import Usage
 
 LONGEST_TITLE = 60
@@ -108,10 +112,9 @@ class SessionFile:
         """
         place = checked_path(path)
         try:
-            if place.exists() and not place.is_file():
-                # Opening a pipe would wait for someone to write.
-                raise OSError(errno.EINVAL, "it is no regular file")
-            with place.open("rb") as file:
+            with open(place, "rb", opener=_opener) as file:
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, "it is no regular file")
                 return _Reader(file, place).read(check=check, load=load)
         except FileNotFoundError:
             raise SessionNotFoundError(
@@ -151,10 +154,15 @@ class SessionFile:
         return line if len(line) <= LONGEST_TITLE else line[: LONGEST_TITLE - 1] + "…"
 
 
+def _opener(path: str, flags: int) -> int:
+    # Opening a pipe would wait for someone to write.
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
 class _Reader:
     """Reads one open file."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BufferedReader, path: Path) -> None:
         self._file = file
         self._path = path
         self._size = os.fstat(file.fileno()).st_size
@@ -171,7 +179,9 @@ class _Reader:
             ledger = self._told("tokens", ledger_from_json) or TokenLedger()
         parts = {}
         for name in STATES:
-            if PREFIX + name in self._metadata and (check or load):
+            if self._tensors[name] and PREFIX + name not in self._metadata:
+                self._damage[name] = "it is missing, but for its arrays"
+            elif PREFIX + name in self._metadata and (check or load):
                 part = self._part(name, load=load)
                 if part is not None:
                     parts[name] = part
@@ -215,7 +225,7 @@ class _Reader:
         self._check_header(header)
         for name, tensor in header.tensors.items():
             part, _, key = name.partition(".")
-            if part in self._tensors:
+            if part in self._tensors and key:
                 self._tensors[part][key] = tensor
             else:
                 self._damage["file"] = f"its array {shown(name)} belongs to no part"
@@ -262,7 +272,7 @@ class _Reader:
                 raise ValueError("its checksum is not that of its content")
             return reader(text)
         except ValueError as error:
-            self._damage[name] = str(error)
+            self._damage[name] = printable(str(error))
             return None
 
     def _part(self, name: str, *, load: bool) -> StoredPart | None:
@@ -275,16 +285,13 @@ class _Reader:
         for key, tensor in sorted(self._tensors[name].items()):
             digest.begin(tensor.name, tensor.dtype, tensor.shape)
             self._file.seek(tensor.begin)
-            left = tensor.end - tensor.begin
-            data = bytearray()
-            while left:
-                chunk = self._file.read(left if load else min(left, CHUNK_BYTES))
-                if not chunk:
+            size = tensor.end - tensor.begin
+            data = bytearray(size if load else min(size, CHUNK_BYTES))
+            for at in range(0, size, len(data) or 1):
+                chunk = memoryview(data)[: size - at]
+                if self._file.readinto(chunk) != len(chunk):
                     raise OSError(errno.EIO, "it ended while it was being read")
                 digest.update(chunk)
-                left -= len(chunk)
-                if load:
-                    data += chunk
             if load:
                 tensors[key] = StoredTensor(tensor.dtype, tensor.shape, data)
         try:
@@ -304,6 +311,10 @@ class _Reader:
                 readable[name] = value
         if ledger.text:
             readable["tokens"] = ledger.text
+        with suppress(ValueError):
+            # What its checksum is not of; a person may tell what is wrong in it.
+            text = self._metadata.get(f"{PREFIX}conversation", "")
+            readable["conversation"] = Conversation.from_json(text)
         told = ", ".join(readable) or "nothing"
         return SessionFileFormatError(
             f"The conversation in {self._path} is damaged: {self._damage['conversation']}. Still "

@@ -8,14 +8,15 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 from .atomic import replacing, write_all
 from .engine import StoredPart, StoredTensor
 from .errors import SessionFileError
+from .json_text import read_object
 from .safetensors_file import LENGTH_BYTES, LONGEST_HEADER
-from .transcript import Conversation, read_object
+from .transcript import Conversation
 
 VERSION = 1
 FORMAT = "session"
@@ -48,10 +49,8 @@ class Origin:
     def to_json(self) -> str:
         """As JSON."""
         saved = None if self.saved is None else self.saved.isoformat()
-        return json.dumps(
-            {"source": self.source, "fingerprint": self.fingerprint, "saved": saved},
-            ensure_ascii=False,
-        )
+        # Names of files may hold what is no text, and escapes tell that, too.
+        return json.dumps({"source": self.source, "fingerprint": self.fingerprint, "saved": saved})
 
     @classmethod
     def from_json(cls, text: str) -> Origin:
@@ -63,9 +62,19 @@ class Origin:
         entry = read_object(text)
         source, fingerprint = entry.get("source", ""), entry.get("fingerprint", "")
         saved = entry.get("saved")
-        if not all(isinstance(value, str) for value in (source, fingerprint, saved or "")):
+        if not isinstance(source, str) or not isinstance(fingerprint, str):
             raise ValueError("it is of a wrong type")
-        return cls(source, fingerprint, datetime.fromisoformat(saved) if saved else None)
+        return cls(source, fingerprint, None if saved is None else _moment(saved))
+
+
+def _moment(text: object) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text) if isinstance(text, str) else None
+        if moment is not None and moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("the time it names is none")
 
 
 def write_session_file(

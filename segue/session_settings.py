@@ -9,7 +9,7 @@ from typing import Any
 
 from .config import PROMPT_LOOKUP, GenerationConfig, SpeculativeDecodingConfig
 from .errors import ConfigurationError
-from .transcript import read_object
+from .json_text import read_object
 
 # Fields that hold code, which no file brings back.
 CODE = ("logits_processors",)
@@ -67,8 +67,7 @@ class SessionSettings:
                 "draft_model": self.draft_model,
                 "on_overflow": self.on_overflow,
                 "left_out": self.left_out,
-            },
-            ensure_ascii=False,
+            }
         )
 
     @classmethod
@@ -91,15 +90,20 @@ class SessionSettings:
                 lookup,
                 entry.get("draft_model"),
                 entry.get("on_overflow", "error"),
-                tuple(entry.get("left_out", ())),
+                _names(entry.get("left_out", [])),
             )
         except (TypeError, ConfigurationError) as error:
             raise ValueError(f"they can't be ({error})") from error
-        sound = (
-            isinstance(settings.draft_model, str | None)
-            and settings.on_overflow in ("error", "drop-oldest")
-            and all(isinstance(name, str) for name in settings.left_out)
+        sound = isinstance(settings.draft_model, str | None) and settings.on_overflow in (
+            "error",
+            "drop-oldest",
         )
         if not sound:
             raise ValueError("they are of a wrong type")
         return settings
+
+
+def _names(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise TypeError("what was left out has no names")
+    return tuple(value)

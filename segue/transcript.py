@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import MessageError
+from .json_text import check_bounds, read_object
 from .ledger import Seam, TokenLedger
 from .messages import Message
 
@@ -43,6 +44,7 @@ class Conversation:
             # Tuples and keys that are no strings would come back as others, and render otherwise.
             if json.loads(text) != conversation:
                 raise TypeError("tuples, or keys that are not strings")
+            check_bounds(text, conversation)
         except (TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"the conversation holds something that JSON can't express ({error})"
@@ -58,14 +60,17 @@ class Conversation:
         """
         entry = read_object(text)
         instructions = entry.get("instructions")
-        history, kwargs = entry.get("history", []), entry.get("template_kwargs", {})
+        history, kwargs = entry.get("history"), entry.get("template_kwargs", {})
         if not isinstance(instructions, str | None) or not isinstance(kwargs, dict):
             raise ValueError("its instructions or template arguments are of a wrong type")
         try:
-            messages = tuple(Message(**message) for message in history)
+            if not isinstance(history, list):
+                raise TypeError("no list")
+            conversation = cls(instructions, tuple(Message(**entry) for entry in history), kwargs)
         except (TypeError, MessageError) as error:
             raise ValueError("its messages are not of the form they should have") from error
-        return cls(instructions, messages, kwargs)
+        conversation.to_json()  # JSON's readers take lone surrogates and NaN, its writers don't
+        return conversation
 
 
 def ledger_to_json(ledger: TokenLedger) -> str:
@@ -83,11 +88,11 @@ def ledger_from_json(text: str) -> TokenLedger:
     entry = read_object(text)
     try:
         ids, spelled, seams = entry["ids"], entry["text"], entry["seams"]
-        ledger = TokenLedger(
-            tuple(ids), spelled, tuple(Seam(int(at), int(chars)) for at, chars in seams)
-        )
+        spelled.encode()
+        ledger = TokenLedger(tuple(ids), spelled, tuple(Seam(at, chars) for at, chars in seams))
         sound = (
             isinstance(spelled, str)
+            and all(type(number) is int for seam in ledger.seams for number in seam)
             and all(type(token) is int and 0 <= token < 2**32 for token in ledger.ids)
             and ledger.seams[0] == (0, 0)
             and all(
@@ -97,23 +102,8 @@ def ledger_from_json(text: str) -> TokenLedger:
             and ledger.seams[-1].ids <= len(ledger.ids)
             and ledger.seams[-1].chars == len(spelled)
         )
-    except (LookupError, TypeError, ValueError, OverflowError):
+    except (AttributeError, LookupError, TypeError, ValueError):
         sound = False
     if not sound:
         raise ValueError("its tokens are not of the form they should have")
     return ledger
-
-
-def read_object(text: str) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: The text is none.
-    """
-    try:
-        entry = json.loads(text)
-    except (ValueError, RecursionError):
-        entry = None
-    if not isinstance(entry, dict):
-        raise ValueError("it can't be read")
-    return entry

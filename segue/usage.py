@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from .transcript import read_object
+from .json_text import read_object
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +100,21 @@ class Usage:
         except TypeError as error:
             raise ValueError("its turns are not of the form they should have") from error
         counts = {name: entry.get(name, 0) for name in _COUNTS}
-        numbers = [*counts.values(), *(value for turn in turns for value in _values(turn))]
-        if not all(type(number) in (int, float) and number >= 0 for number in numbers):
+        spent = [dataclasses.astuple(turn) for turn in turns]
+        tokens = [*counts.values(), *(number for turn in spent for number in turn[:_TOKENS])]
+        seconds = [number for turn in spent for number in turn[_TOKENS:]]
+        # True is an int to Python; NaN is neither more nor less than anything.
+        sound = all(type(number) is int for number in tokens) and all(
+            type(number) in (int, float) and 0 <= number <= _LARGEST
+            for number in (*tokens, *seconds)
+        )
+        if not sound:
             raise ValueError("it counts what can't be counted")
         return cls(turns, **counts)
 
 
 _COUNTS = ("prewarmed_tokens", "settled_tokens", "proposed_tokens", "accepted_tokens")
-
-
-def _values(turn: TurnUsage) -> tuple[float, ...]:
-    return dataclasses.astuple(turn)
+# How many of a turn's fields, the first ones, count tokens.
+_TOKENS = 4
+# Sums of more may be none that a float can hold.
+_LARGEST = 2**53

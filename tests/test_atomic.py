@@ -194,3 +194,35 @@ def test_after_a_kill_at_any_moment_the_file_is_whole(tmp_path):
     # What a killed process leaves behind is in nobody's way.
     write(path, "new")
     assert path.read_text() == "new"
+    assert names(tmp_path) == ["file"]
+
+
+def test_what_another_writer_is_writing_stays(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path) as first:
+        first.write_text("first")
+        with replacing(path) as second:
+            second.write_text("second")
+            assert first.exists()
+        assert path.read_text() == "second"
+    assert path.read_text() == "first"
+    assert names(tmp_path) == ["file"]
+
+
+def test_leftovers_of_this_file_alone_are_removed(tmp_path):
+    path = tmp_path / "file"
+    with replacing(path) as temporary:
+        left = temporary.name
+    others = [left[:-5] + ".tmp", left[:-4], left.replace(".tmp", "0.tmp"), "x" + left]
+    with replacing(tmp_path / "other") as temporary:
+        others.append(temporary.name)
+    (tmp_path / "precious").write_text("mine")
+    for name in (*others, left):
+        (tmp_path / name).write_text("x")
+    # A link of that name, and a folder.
+    (tmp_path / left.replace(left[-12:-4], "00000000")).symlink_to(tmp_path / "precious")
+    (tmp_path / left.replace(left[-12:-4], "00000001")).mkdir()
+    before = names(tmp_path)
+    write(path, "new")
+    assert set(before) - set(names(tmp_path)) == {left}
+    assert (tmp_path / "precious").read_text() == "mine"

@@ -10,6 +10,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 ROOT = Path(__file__).parent.parent
+SESSION_FILES = ROOT / "docs" / "session-files.md"
 PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
 
 
@@ -39,7 +40,7 @@ def test_the_readme_shows_six_lines_of_code():
 
 
 def test_links_lead_somewhere():
-    for page in [*PAGES, ROOT / "docs" / "design.md", ROOT / "docs" / "models.md"]:
+    for page in [*PAGES, ROOT / "docs" / "design.md", ROOT / "docs" / "models.md", SESSION_FILES]:
         for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 

@@ -328,3 +328,22 @@ def test_a_live_reply_is_closed_and_saved(path):
     assert reply.ended
     assert SessionFile.read(path).history == session.history
     assert len(session.history) == 2
+
+
+def test_a_model_of_a_name_that_is_no_text(path):
+    engine = FakeEngine(say)
+    engine.source = "/models/\udcff"  # as Python tells a file's name that is not UTF-8
+    with ChatSession(engine, generation=SHORT) as session:
+        session.respond("hi")
+        session.save(path)
+    assert SessionFile.read(path).origin.source == engine.source
+
+
+def test_what_is_nested_too_deep_is_not_saved(path):
+    nested = {}
+    for _ in range(150):
+        nested = {"a": nested}
+    session = talk("hi", template_kwargs={"x": nested})
+    with pytest.raises(SessionFileError, match="nested"):
+        session.save(path)
+    assert list(path.parent.iterdir()) == []

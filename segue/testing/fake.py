@@ -192,8 +192,14 @@ class FakeContext:
         """See `segue.engine.Context.restore`."""
         ids = _restored(parts["cache"])
         self.cache = [list(ids) for _ in self.cache]
-        if "marks" in parts:
-            self._marks = list(parts["marks"].values["offsets"])
+        if "marks" not in parts:
+            return {}
+        marks = parts["marks"].values.get("offsets")
+        if not isinstance(marks, list) or not all(
+            type(mark) is int and 0 <= mark <= self.offset for mark in marks
+        ):
+            return {"marks": "they stand nowhere in the cache"}
+        self._marks = sorted(marks)
         return {}
 
     def generate(
@@ -248,7 +254,7 @@ def _stored(ids: Sequence[int]) -> StoredPart:
 
 def _restored(part: StoredPart) -> list[int]:
     tensor = part.tensors.get("ids")
-    if tensor is None or tensor.dtype != "U32":
+    if tensor is None or tensor.dtype != "U32" or len(tensor.shape) != 1:
         raise PromptCacheFormatError(
             "This is no cache of the fake engine.", remedy="Save the session anew."
         )
