@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+from ledgers import common_prefix, rendered
 from mlx.utils import tree_map_with_path
 from mlx_lm.generate import maybe_quantize_kv_cache
 from mlx_lm.models.cache import (
@@ -200,11 +201,6 @@ def kinds(layers: Sequence[Any]) -> dict[str, int]:
     return dict(Counter(map(named, layers)))
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """As plainly as it can be written: the optimum must not come from the code under test."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b)))  # noqa: B905
-
-
 def relative_error(got: mx.array, expected: mx.array) -> float:
     """Infinite where one is not a number; tokens that are ruled out must be so in both."""
     ruled_out = expected == -mx.inf
@@ -316,16 +312,6 @@ class Expected:
                     self.marks.append(place)
                     if len(self.marks) > self.most_marks:
                         del self.marks[1 if len(self.marks) > 2 else 0]
-
-
-def rendered(session: ChatSession, messages: Sequence[Message], *, prompt: bool) -> str:
-    system = session.instructions
-    whole = [*([] if system is None else [Message.system(system)]), *messages]
-    return session._engine.tokenizer.render(
-        [message.to_template() for message in whole],
-        add_generation_prompt=prompt,
-        template_kwargs={},
-    )
 
 
 def opening(session: ChatSession) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from segue import ChatSession, Message
@@ -35,3 +36,9 @@ def check_ledger(session: ChatSession) -> None:
 def say(ids: Sequence[int]) -> int:
     """A letter that depends on every id in the cache."""
     return 97 + hash(tuple(ids)) % 26
+
+
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """As plainly as it can be written: the optimum must not come from the code under test."""
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
+    return sum(1 for _ in alike)

@@ -124,3 +124,51 @@ def goes_on(session: ChatSession, whole: SessionFile) -> None:
     if not session.usage.turns[-1].cached_tokens:
         assert list(ids[: -len(said)]) == session._engine.tokenizer.encode(prompt)
     session.close()
+
+
+def parts(change):
+    """A case that changes a file's parts; the header's checksum is made right."""
+
+    def make_case(raw: bytes) -> bytes:
+        file = Parts.of(raw)
+        file = change(file) or file
+        return file.join()
+
+    return make_case
+
+
+def meta(**changes):
+    def change(file: Parts) -> None:
+        for key, value in changes.items():
+            name = "segue." + key
+            if value is None:
+                file.metadata.pop(name, None)
+            else:
+                file.metadata[name] = value
+
+    return parts(change)
+
+
+def conversation(change):
+    """A conversation that is not one, with the right checksum."""
+
+    def put(file: Parts) -> None:
+        entry = file.told("conversation")
+        changed = change(entry)
+        file.tell("conversation", entry if changed is None else changed)
+
+    return parts(put)
+
+
+def header(change):
+    """Another header, as text."""
+
+    def make_case(raw: bytes) -> bytes:
+        start = 8 + int.from_bytes(raw[:8], "little")
+        return join(change(raw[8:start].decode().rstrip()), raw[start:])
+
+    return make_case
+
+
+def message(**changes):
+    return conversation(lambda entry: entry["history"][0].update(changes))

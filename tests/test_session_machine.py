@@ -22,6 +22,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
+from ledgers import common_prefix
 
 from segue import ChatSession, GenerationConfig, GenerationError, HistoryError, Message, Role
 from segue.testing import FakeEngine, ToyTokenizer
@@ -46,16 +47,6 @@ TEXTS = st.text(alphabet="the é\n", max_size=8)
 def say(ids: Sequence[int]) -> int:
     """The next token, by the text alone: the same conversation gets the same reply."""
     return SPOKEN[zlib.crc32(TOKENIZER.decode(ids).encode()) % len(SPOKEN)]
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """As plainly as it can be written: the optimum must not come from the code under test."""
-    count = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        count += 1
-    return count
 
 
 class SessionMachine(RuleBasedStateMachine):

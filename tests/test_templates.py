@@ -15,6 +15,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import pytest
+from ledgers import common_prefix
 from templates import (
     KINDS,
     PUBLISHED,
@@ -112,16 +113,6 @@ CASES = pytest.mark.parametrize(("name", "source"), all_templates())
 KIND = pytest.mark.parametrize("kind", KINDS)
 LONG = GenerationConfig(max_tokens=400)
 TRIMMABLE = pytest.mark.parametrize("trimmable", [True, False], ids=["trimmable", "marks"])
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """As plainly as it can be written: the optimum must not come from the code under test."""
-    count = 0
-    for x, y in zip(a, b, strict=False):
-        if x != y:
-            break
-        count += 1
-    return count
 
 
 def make(name: str, source: str, kind: str) -> MlxTokenizer:
