@@ -45,7 +45,7 @@ def test_undo_takes_back_turns():
         ("/open x", "There is no session 'x'. segue sessions lists those that there are."),
         ("/open ~nosuchuser/x", "There is no session '~nosuchuser/x'."),
         ("/open .", "'.' can't be the name of a session."),
-        ("/open ./", "The session file . could not be read: it is no regular file."),
+        ("/open ./", "The session file . could not be read: Is a directory."),
         ("/\n", "There is no /; /help lists the commands."),
     ],
 )

@@ -71,7 +71,7 @@ def test_damaged_sessions_are_listed_with_what_is_wrong(capsys):
     assert lines[6] == f"hurt: Damaged: header {why}, settings {why}."
     assert lines[7].startswith(f"worse: The conversation in {worse} is damaged: its checksum ")
     assert lines[8].startswith(f"none: {sessions_folder()}/none.segue can't be read as a session")
-    assert lines[9].endswith("folder.segue could not be read: it is no regular file. "
+    assert lines[9].endswith("folder.segue could not be read: Is a directory. "
                              "Check its path and permissions.")  # fmt: skip
     assert len(lines) == 10
 
