@@ -244,7 +244,6 @@ class TurnTaker:
             try:
                 held = self._cache.held(self._generation)
                 ids = self._expected_ids(held)
-                # One id less: that of a whole prompt is always fed.
                 self._cache.rewind(common_prefix(held.ids, ids))
             except TemplateError:
                 pass  # the next turn's prompt, should there be one, will say how far
