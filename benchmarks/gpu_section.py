@@ -39,8 +39,9 @@ def section(told: dict[str, Any] | None) -> str:
             rows.append(f"| {' | '.join(cells)} |")
     versions = ", ".join(f"{name} {version}" for name, version in told["versions"].items())
     head = (
-        "| Model | Context | Segue's first token | Stateless takes, times | the same, lengths met "
-        "| Stateless takes, times | Decoding over the bare loop | Share of bandwidth |\n"
+        "| Model | Context | First token, new lengths | Stateless over Segue "
+        "| First token, lengths met | Stateless over Segue "
+        "| Decoding over the bare loop | Share of bandwidth |\n"
         "|---|---:|---:|---:|---:|---:|---:|---:|"
     )
     return "\n".join(

@@ -22,11 +22,12 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
     Raises:
         ConfigurationError: It is none.
     """
-    if not isinstance(path, (str, os.PathLike)):
+    try:
+        return Path(path)
+    except TypeError:
         raise ConfigurationError(
             f"{path!r} is not a path.", remedy="Pass a string or a pathlib.Path."
-        )
-    return Path(path)
+        ) from None
 
 
 @contextmanager

@@ -46,7 +46,7 @@ def last_turn(history: Sequence[Message]) -> LastTurn:
     if all(message.role is Role.SYSTEM for message in history[:end]):
         raise HistoryError(
             "There is nothing in the history that a reply could be given to.",
-            remedy="Ask something first, with respond or stream.",
+            remedy="Ask something first.",
         )
     start = end - len(split_turns(history[:end])[-1])
     return LastTurn(tuple(history[:start]), tuple(history[start:end]), tuple(history[end:]))

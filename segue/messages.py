@@ -139,7 +139,7 @@ class Message:
 def _copied(calls: tuple[Mapping[str, Any], ...]) -> tuple[dict[str, Any], ...]:
     try:
         return tuple(copy.deepcopy(dict(call)) for call in calls)
-    except TypeError as error:
+    except (TypeError, RecursionError) as error:
         raise MessageError(
             f"A tool call holds something that can't be copied: {error}.",
             remedy="Use dicts, lists, strings and numbers.",

@@ -94,7 +94,13 @@ class ChatSession(TurnTaker):
         if cache is not None and not given:
             said = cache.history
             instructions, template_kwargs = cache.instructions, cache.template_kwargs
-        arguments = copy.deepcopy(dict(template_kwargs or {}))
+        try:
+            arguments = copy.deepcopy(dict(template_kwargs or {}))
+        except (TypeError, RecursionError) as error:
+            raise ConfigurationError(
+                f"template_kwargs holds something that can't be copied: {error}.",
+                remedy="Use strings, numbers, lists and dicts.",
+            ) from None
         super().__init__(engine, kept, limit, said, instructions, arguments)
         # Of the file that this session goes on with.
         self._lock: FileLock | None = None
@@ -182,8 +188,8 @@ class ChatSession(TurnTaker):
     ) -> Reply:
         """Begin to replace the last reply, or to answer a question that has none (see `edit`).
 
-        The old reply leaves the history at once; it comes back if the new one ends before its first
-        token.
+        The old reply leaves the history at once. If the new one ends before its first token, the
+        history is as it was.
 
         Args:
             prompt_progress_callback: See `stream`.
@@ -197,15 +203,16 @@ class ChatSession(TurnTaker):
         """
         check_progress(prompt_progress_callback)
         self._close_live()
-        before, asked, reply = last_turn(self._history)
+        before, asked, _ = last_turn(self._history)
         try:
-            config = replace(self._generation, **overrides)
+            config = self._cache.settle(replace(self._generation, **overrides))
         except TypeError as error:
             raise ConfigurationError(
                 f"A reply has no such setting: {error}.",
                 remedy="Use fields of GenerationConfig, such as temperature or seed.",
             ) from None
-        return self._begin(before, asked, config, prompt_progress_callback, instead_of=reply)
+        history = tuple(self._history)
+        return self._begin(before, asked, config, prompt_progress_callback, otherwise=history)
 
     def undo(self, turns: int = 1) -> tuple[Message, ...]:
         """Take back the last turns, tool exchanges with the turn they are part of.
@@ -254,7 +261,8 @@ class ChatSession(TurnTaker):
         fork's `usage` begins anew, and it has no file.
         """
         self._close_live()
-        twin = copy.copy(self)
+        twin = self.__class__.__new__(self.__class__)
+        twin.__dict__.update(self.__dict__)
         twin._cache = self._cache.fork()
         twin._history, twin._turns, twin._read = list(self._history), [], Counter()
         twin._live = twin._lock = None
@@ -337,6 +345,7 @@ class ChatSession(TurnTaker):
         A live reply is closed first. The file is replaced in one piece: after a failure, or a kill
         at any moment, the earlier one is whole. From here on the file is this session's: other
         processes can't open it before `close`, or before this one saves to another file or ends.
+        (Of two sessions of one process on one file, the last one saved is what it has.)
 
         Settings that are code (logits processors, a function for `on_overflow`) and a model that
         drafts can't be saved; pass them to `open`.
@@ -344,7 +353,7 @@ class ChatSession(TurnTaker):
         Args:
             path: The file; ``.segue`` by custom.
             kv: Whether to keep the KV cache, which makes most of the file. Without it, `open` has
-                the conversation read again.
+                the conversation read again. An opaque prefix is kept in any case.
 
         Raises:
             ConfigurationError: The path is none.
@@ -358,20 +367,19 @@ class ChatSession(TurnTaker):
         place = checked_path(path)
         self._close_live()
         parts: Mapping[str, StoredPart] = {}
-        if kv:
-            try:
-                parts = self._cache.parts(self._generation)
-            except PromptCacheError as error:
-                told = f"The session is saved without its KV cache. {error}"
-                warnings.warn(told, SessionWarning, stacklevel=2)
+        try:
+            parts = self._cache.parts(self._generation, kv=kv)
+        except PromptCacheError as error:
+            told = f"The session is saved without its KV cache. {error}"
+            warnings.warn(told, SessionWarning, stacklevel=2)
         settings = SessionSettings.of(
             self._generation, self._cache.speculative, self._limit.on_overflow
         )
-        ledger = self._cache.ledger if parts else None
+        ledger = self._cache.ledger if "cache" in parts else None
         lock = write_session(
             place, self._engine, self._conversation, settings, self.usage, ledger, parts
         )
-        self.close()
+        self._release()
         self._lock = lock
 
     @classmethod
@@ -425,6 +433,9 @@ class ChatSession(TurnTaker):
         block does the same, and so does garbage collection.
         """
         self._close_live()
+        self._release()
+
+    def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None

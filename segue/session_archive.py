@@ -139,7 +139,10 @@ def warn_of_losses(
     file: SessionFile, aside: Mapping[str, str], overrides: Mapping[str, Any]
 ) -> None:
     """Say what of a file could not be taken up, if anything."""
-    for part, why in {**file.damage, **aside}.items():
+    losses = {**file.damage, **aside}
+    if losses.get("file") == losses.get("cache"):
+        losses.pop("file", None)  # told with what it costs
+    for part, why in losses.items():
         told = LOSSES.get(part, f"Its part {part} was left out: {{}}.").format(why.rstrip("."))
         _warn(file, told)
     settings = file.settings

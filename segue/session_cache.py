@@ -150,17 +150,25 @@ class SessionCache:
         twin.context = None if self.context is None else self.context.fork()
         return twin
 
-    def parts(self, config: GenerationConfig) -> Mapping[str, StoredPart]:
+    def parts(self, config: GenerationConfig, *, kv: bool) -> Mapping[str, StoredPart]:
         """What a file keeps of it, as far as it can go on under these settings.
+
+        An opaque prefix is among that in any case: nobody could read it again.
+
+        Args:
+            config: The settings.
+            kv: Whether to keep more than that.
 
         Raises:
             PromptCacheError: Files have no form for this kind of cache.
         """
         if self.context is None and self.opaque:
             self.context = self._new_context(config)
-        if self.context is None or self._settings != config.cache_settings:
+        kv = kv and self._settings == config.cache_settings
+        if self.context is None or not (kv or self.opaque):
             return {}
-        return self.context.parts()
+        parts = self.context.parts()
+        return parts if kv else {"prefix": parts["prefix"]}
 
     @classmethod
     def resume(

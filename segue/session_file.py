@@ -249,7 +249,7 @@ class _Reader:
             )
         if version != str(VERSION):
             raise SessionFileFormatError(
-                f"{self._path} is damaged: it has no sound version.",
+                f"{self._path} is damaged: the version of its format can't be read.",
                 remedy="Restore it from a copy.",
             )
 
@@ -315,10 +315,10 @@ class _Reader:
             # What its checksum is not of; a person may tell what is wrong in it.
             text = self._metadata.get(f"{PREFIX}conversation", "")
             readable["conversation"] = Conversation.from_json(text)
-        told = ", ".join(readable) or "nothing"
+        told = ", ".join(readable).replace("conversation", "what it may have been") or "nothing"
         return SessionFileFormatError(
             f"The conversation in {self._path} is damaged: {self._damage['conversation']}. Still "
             f"readable: {told}.",
-            remedy="Restore the file from a copy; the error's `readable` has what is left.",
+            remedy="Restore the file from a copy; in Python, the error's `readable` has the rest.",
             readable=readable,
         )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NoReturn
 
 from .config import GenerationConfig
 from .engine import Engine, Marks, PrefillProgress, check_progress
@@ -75,6 +75,8 @@ class TurnTaker:
                 f"Instructions are text, not {type(instructions).__name__}.",
                 remedy="Pass a string, or None for no system message.",
             )
+        if instructions is not None:
+            Message.system(instructions)  # refuses what is no text
         self._instructions = instructions
 
     @property
@@ -143,11 +145,11 @@ class TurnTaker:
         messages: Sequence[Message],
         config: GenerationConfig,
         progress: PrefillProgress | None,
-        instead_of: Sequence[Message] = (),
+        otherwise: Sequence[Message] | None = None,
     ) -> Reply:
         """Begin a turn behind this history, which replaces the session's own.
 
-        Should nothing be said, `instead_of` is put where the reply would be.
+        Should nothing be said, `otherwise` takes its place, if there is such a history.
         """
         # Whatever is called from here on (templates, on_overflow) finds the session busy.
         self._busy = True
@@ -185,7 +187,7 @@ class TurnTaker:
                     prompt_tokens=turn.length,
                     cached_tokens=cached,
                     dropped=turn.dropped,
-                    record=partial(self._record, instead_of=tuple(instead_of)),
+                    record=partial(self._record, otherwise=otherwise),
                 )
                 self._live = weakref.ref(reply)
                 # The reply is dropped then, which records it as empty.
@@ -236,28 +238,35 @@ class TurnTaker:
 
     def _cut(self, place: int, *instead: Message) -> tuple[Message, ...]:
         """Drop the messages from a place on, and what the cache holds of them."""
-        taken = tuple(self._history[place:])
+        taken, left = tuple(self._history[place:]), [*self._history[:place], *instead]
         hold = InterruptHold()
-        with hold:
-            self._history[place:] = instead
-            self._busy = True
-            try:
-                held = self._cache.held(self._generation)
-                ids = self._expected_ids(held)
-                self._cache.rewind(common_prefix(held.ids, ids))
-            except TemplateError:
-                pass  # the next turn's prompt, should there be one, will say how far
-            finally:
-                self._busy = False
-            hold.deliver()
+        self._busy = True
+        try:
+            held = self._cache.held(self._generation)
+            keep = common_prefix(held.ids, self._expected_ids(left, held))
+            with hold:
+                self._history[:] = left
+                self._cache.rewind(keep)
+                hold.deliver()
+        finally:
+            self._busy = False
         return taken
 
-    def _expected_ids(self, held: TokenLedger) -> tuple[int, ...]:
-        """What the next prompt may begin with."""
-        history, system = self._history, self._system
-        if not history or history[-1].role in (Role.ASSISTANT, Role.SYSTEM):
-            return self._prompts.shared_ids(system, history, held)
-        return self._prompts.build(system, history, held, places=False).ledger.ids
+    def _expected_ids(self, history: Sequence[Message], held: TokenLedger) -> tuple[int, ...]:
+        """What the next prompt may begin with; nothing if the template refuses such a history."""
+        try:
+            if not history or history[-1].role in (Role.ASSISTANT, Role.SYSTEM):
+                return self._prompts.shared_ids(self._system, history, held)
+            return self._prompts.build(self._system, history, held, places=False).ledger.ids
+        except TemplateError:
+            return ()
+
+    def __reduce__(self) -> NoReturn:
+        """Copies and pickles would share what one session alone may change."""
+        raise ConfigurationError(
+            "A session can't be copied or pickled as other objects are.",
+            remedy="Use fork() for another one, or save() and open() for another process.",
+        )
 
     def _close_live(self) -> None:
         if self._busy:
@@ -278,11 +287,11 @@ class TurnTaker:
     def _system(self) -> Message | None:
         return None if self._instructions is None else Message.system(self._instructions)
 
-    def _record(self, reply: Reply, *, instead_of: tuple[Message, ...]) -> None:
+    def _record(self, reply: Reply, *, otherwise: Sequence[Message] | None) -> None:
         """Write back what a turn really did; called by the reply, once."""
         self._turns.append(reply.usage)
-        if instead_of and not reply.tokens:
-            self._history.extend(instead_of)
+        if otherwise is not None and not reply.tokens:
+            self._history[:] = otherwise
         else:
             said = Message.assistant(reply.text, reasoning=reply.reasoning or None)
             self._history.append(said)

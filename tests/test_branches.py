@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+
 import pytest
 from ledgers import check_ledger, held, rendered, say
 
@@ -13,6 +16,7 @@ from segue import (
     HistoryError,
     Message,
     MessageError,
+    TemplateError,
 )
 from segue.testing import FakeEngine
 
@@ -280,3 +284,81 @@ def test_a_fork_before_anything_was_said():
     session = talk(instructions="Be brief.")
     twin = session.fork()
     assert twin.respond("one") == session.respond("one")
+
+
+def test_what_the_template_refuses_after_an_edit_is_forgotten_all_the_same():
+    session = talk("one", "two", instructions="Be brief.")
+    tokenizer = session._engine.tokenizer
+    render = tokenizer.render
+
+    def refusing(messages, **kwargs):
+        if any(message["content"] == "bad" for message in messages):
+            raise TemplateError("No.", remedy="Say something else.")
+        return render(messages, **kwargs)
+
+    tokenizer.render = refusing
+    session.edit(2, "bad")
+    assert "two" not in tokenizer.decode(session._cache.ledger.ids)
+    with pytest.raises(TemplateError):
+        session.regenerate()
+    session.edit(2, "three")
+    assert session.regenerate() == fresh_reply_after(session, 2, "three")
+
+
+def fresh_reply_after(session, count, text):
+    again = ChatSession(
+        FakeEngine(say),
+        instructions=session.instructions,
+        history=session.history[:count],
+        generation=SHORT,
+    )
+    return again.respond(text)
+
+
+def test_instructions_that_are_no_text_are_refused_at_once():
+    session = talk("one")
+    with pytest.raises(MessageError):
+        session.instructions = "a\ud800"
+    assert session.instructions is None
+    assert len(session.undo()) == 2
+
+
+def test_another_reply_that_says_nothing_gives_dropped_turns_back():
+    engine = FakeEngine(lambda ids: 97, context_length=100)
+    session = ChatSession(engine, generation=SHORT, on_overflow="drop-oldest")
+    for text in ("one", "two", "three"):
+        session.respond(text)
+    before = session.history
+
+    def fail(fed, total):
+        raise ValueError
+
+    reply = session.stream_again(max_tokens=25, prompt_progress_callback=fail)
+    assert reply.dropped
+    with pytest.raises(ValueError):
+        list(reply)
+    assert session.history == before
+
+
+def test_a_question_that_gets_no_answer_stays_one():
+    session = talk("one")
+    session.edit(0, "two")
+    session.stream_again().close()
+    assert session.history == (Message.user("two"),)
+    assert session.regenerate() == fresh_reply((), "two")
+
+
+@pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_copies_that_are_no_forks_are_refused(way):
+    with pytest.raises(ConfigurationError, match="fork"):
+        way(talk("one"))
+
+
+def test_forks_are_of_the_session_s_own_class():
+    class Named(ChatSession):
+        name = "x"
+
+    session = Named(FakeEngine(say), generation=SHORT)
+    session.name = "y"
+    assert isinstance(session.fork(), Named)
+    assert session.fork().name == "y"

@@ -180,7 +180,7 @@ def test_branches_go_their_own_ways():
     chat = talk(*lines, engine=engine)
     assert told(chat) == [
         "a",
-        "This is Über uns 2 now; /switch main goes back.",
+        "This is Über uns 2 now, in memory until /save; /switch main goes back.",
         "b",
         "main: 1 turn.",
         "c",

@@ -110,7 +110,7 @@ def test_a_path_may_be_saved_to_and_opened(tmp_path, monkeypatch):
 
 def test_a_fork_of_a_saved_chat_is_a_session_too():
     chat = talk("hi", "/save trip", "/fork by train", "ho", "/switch trip", "he")
-    assert told(chat)[2] == "This is by train now; /switch trip goes back."
+    assert told(chat)[2] == "This is by train now, saved after every turn; /switch trip goes back."
     assert saved("by train") == ["hi", "a", "ho", "b"]
     assert saved("trip") == ["hi", "a", "he", "c"]
     assert locks() == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import mlx.core as mx
 import pytest
@@ -124,3 +125,29 @@ def test_what_goes_on_from_an_opaque_prefix_is_saved_as_one(name, tmp_path):
     assert cache.instructions is None
     second = ChatSession(engine, generation=SHORT, cache=cache)
     assert_close(next_logits(second), next_logits(session))
+
+
+def test_a_plain_prefix_of_a_cache_that_is_quantized_from_the_start_comes_back(tmp_path):
+    engine = toy_engine()
+    foreign(engine, tmp_path / "prefix.safetensors", list(range(60, 70)))
+    cache = segue.load_prompt_cache(tmp_path / "prefix.safetensors", engine)
+    config = replace(SHORT, kv_bits=8, kv_group_size=32, quantized_kv_start=0)
+    session = ChatSession(engine, generation=config, cache=cache)
+    session.respond("hello")
+    session.save(tmp_path / "talk.segue")
+    again = ChatSession.open(tmp_path / "talk.segue", engine)
+    assert again.cached_tokens == session.cached_tokens
+    assert again.respond("why?") == session.respond("why?")
+    assert again.usage.turns[-1].fed_tokens == session.usage.turns[-1].fed_tokens
+
+
+def test_another_reply_can_not_ask_for_a_cache_that_the_prefix_is_not_of(tmp_path):
+    engine = toy_engine()
+    foreign(engine, tmp_path / "prefix.safetensors", list(range(60, 70)))
+    cache = segue.load_prompt_cache(tmp_path / "prefix.safetensors", engine)
+    session = ChatSession(engine, generation=SHORT, cache=cache)
+    session.respond("hello")
+    before = session.history, session.cached_tokens
+    with pytest.raises(ConfigurationError):
+        session.regenerate(max_kv_size=64)
+    assert (session.history, session.cached_tokens) == before

@@ -347,3 +347,30 @@ def test_what_is_nested_too_deep_is_not_saved(path):
     with pytest.raises(SessionFileError, match="nested"):
         session.save(path)
     assert list(path.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("change", [{}, {"kv_bits": 8}])
+def test_an_opaque_prefix_is_kept_without_the_rest(path, tmp_path, change):
+    engine = FakeEngine(say)
+    (tmp_path / "prefix").write_text('{"ids": [65, 66, 67], "metadata": {}}')
+    cache = load_prompt_cache(tmp_path / "prefix", engine)
+    session = ChatSession(engine, cache=cache, generation=SHORT)
+    session.respond("hi")
+    session.generation = dataclasses.replace(SHORT, **change)
+    session.save(path, kv=bool(change))
+    assert SessionFile.read(path).sizes == {"prefix": 12}
+    again = ChatSession.open(path, engine)
+    assert again._cache.opaque
+    assert again.respond("ho") == session.respond("ho")
+    assert held(again)[:3] == (65, 66, 67)
+
+
+def test_a_subclass_may_save_when_it_closes(path):
+    class Careful(ChatSession):
+        def close(self):
+            self.save(path)
+            super().close()
+
+    with Careful(FakeEngine(say), generation=SHORT) as session:
+        session.respond("hi")
+    assert [file.name for file in path.parent.iterdir()] == [path.name]

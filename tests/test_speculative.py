@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from array import array
 
 import mlx.core as mx
 import pytest
@@ -20,6 +21,7 @@ from segue import (
     ConfigurationError,
     GenerationConfig,
     MlxEngine,
+    SessionFile,
     SpeculativeDecodingConfig,
 )
 from segue.testing import FakeEngine, ToyTokenizer
@@ -330,3 +332,26 @@ def test_without_a_draft_there_is_no_acceptance_rate(pair):
     session = ChatSession(pair[0], generation=PLAIN)
     session.respond("hello")
     assert session.acceptance_rate is None
+
+
+@pytest.mark.parametrize("going_back", ["undo", "edit"])
+def test_a_draft_forgets_what_was_taken_back_too(pair, going_back, tmp_path):
+    session = ChatSession(pair[0], generation=PLAIN, speculative=speculative_for(pair, "model"))
+    plain = ChatSession(pair[0], generation=PLAIN)
+    decode = pair[0].tokenizer.decode
+    for each in (session, plain):
+        each.respond("hello")
+        each.respond("SECRET word")
+        assert each is plain or "SECRET" in decode(draft_of(each)._held)
+        if going_back == "undo":
+            each.undo()
+        else:
+            each.edit(2, "hello again")
+    session.save(tmp_path / "talk.segue")
+    part = SessionFile.read(tmp_path / "talk.segue", load=True).parts["draft"]
+    kept = array("I", bytes(part.tensors["ids"].data)).tolist()
+    assert kept
+    assert "SECRET" not in decode(kept) + decode(draft_of(session)._held)
+    assert session.respond("the") == plain.respond("the")
+    check_next_logits(session)
+    check_draft(session)

@@ -106,7 +106,9 @@ def _fork(chat: TerminalChat, name: str) -> None:
         return
     before = chat.branches.current.name
     chat.branches.fork(name)
-    chat.tell(f"This is {chat.branches.current.name} now; /switch {before} goes back.")
+    current = chat.branches.current
+    kept = "in memory until /save" if current.path is None else "saved after every turn"
+    chat.tell(f"This is {current.name} now, {kept}; /switch {before} goes back.")
 
 
 def _switch(chat: TerminalChat, name: str) -> None:
@@ -163,7 +165,7 @@ COMMANDS = {
     "retry": Command("/retry", "have your last message answered once more", _retry),
     "edit": Command("/edit TEXT", "replace your last message, and have it answered", _edit),
     "fork": Command("/fork NAME", "go on in a branch of the conversation", _fork),
-    "switch": Command("/switch NAME", "go on in another branch", _switch),
+    "switch": Command("/switch NAME", "go on in another branch, or saved session", _switch),
     "save": Command("/save [NAME|PATH]", "save the session, now and after every turn", _save),
     "open": Command("/open NAME|PATH", "go on with a saved session", _open),
     "save-cache": Command("/save-cache PATH", "keep the KV cache in a file", _save_cache),

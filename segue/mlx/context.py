@@ -91,8 +91,12 @@ class MlxContext:
         return not self._state.trimmable
 
     def rewind(self, offset: int) -> int:
-        """See `segue.engine.Context.rewind`."""
-        return self._state.rewind(offset)
+        """See `segue.engine.Context.rewind`; the draft forgets what is dropped, too."""
+        before = self._state.offset
+        reached = self._state.rewind(offset)
+        if reached < before and self._drafting is not None:
+            self._drafting.cut(reached - self._state.prefix)
+        return reached
 
     def generate(
         self,

@@ -98,6 +98,14 @@ class Drafting:
         made, taken = self.acceptance
         self.acceptance = Acceptance(made + proposed, taken + len(accepted))
 
+    def cut(self, length: int) -> None:
+        """All but the first `length` ids of the conversation were taken back.
+
+        Raises:
+            GenerationError: The draft's model failed.
+        """
+        self._draft.cut(length)
+
     def rest(self) -> None:
         """The reply is over."""
         self._draft.rest()

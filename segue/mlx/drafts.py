@@ -58,6 +58,14 @@ class Draft(Protocol):
         """
         ...
 
+    def cut(self, length: int) -> None:
+        """Hold no more than the first `length` ids of the conversation.
+
+        Raises:
+            GenerationError: The draft's model failed; it holds nothing any more.
+        """
+        ...
+
     def rest(self) -> None:
         """The reply is over; the next one may come from another thread."""
         ...
@@ -105,6 +113,9 @@ class LookupDraft:
     def propose(self, count: int) -> list[Sample]:
         """See `Draft.propose`."""
         return [Sample(mx.array([token], mx.uint32)) for token in self._lookup.propose(count)]
+
+    def cut(self, length: int) -> None:
+        """See `Draft.cut`; it follows other ids with the next reply."""
 
     def rest(self) -> None:
         """See `Draft.rest`."""
@@ -186,6 +197,11 @@ class ModelDraft:
     def propose(self, count: int) -> list[Sample]:
         """See `Draft.propose`."""
         return self._attempt(lambda: self._propose(count)) if self.expects() else []
+
+    def cut(self, length: int) -> None:
+        """See `Draft.cut`."""
+        self._attempt(lambda: self._go_back(min(length, len(self._held))))
+        self._known = self._known[:length]
 
     def rest(self) -> None:
         """See `Draft.rest`."""
@@ -270,10 +286,14 @@ class ModelDraft:
         """Go back to where the caches agree with the known ids, and to no more than `most`."""
         start = min(self._agreed, len(self._held), most)
         same = start + common_prefix(self._held[start:], self._known[start:most])
-        reached = self._state.rewind(same, self._mark)
+        self._go_back(same)
+
+    def _go_back(self, length: int) -> None:
+        reached = self._state.rewind(length, self._mark)
         if self._mark is not None and self._mark.offset > reached:
             self._mark = None
         del self._held[reached:]
+        self._agreed = min(self._agreed, reached)
 
     def _fit(self, logits: mx.array) -> mx.array:
         """Logits as wide as those of the checking model: embeddings are padded differently."""

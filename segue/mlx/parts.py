@@ -96,7 +96,7 @@ def read_prefix(state: KVState, part: StoredPart) -> list[Any]:
     packed = Packed(part, "the prefix")
     offset = packed.number("offset")
     # Whatever has been read behind it, this is as it came.
-    layers = packed.layers(_LAYERS, _own_layers(state, packed, _LAYERS, 0), offset)
+    layers = packed.layers(_LAYERS, _own_layers(state, packed, _LAYERS, -1), offset)
     packed.check_used_up()
     return layers
 

@@ -165,9 +165,9 @@ class FakeContext:
         try:
             with replacing(path) as temporary:
                 temporary.write_text(json.dumps({"ids": self.cache[0], "metadata": dict(metadata)}))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise PromptCacheError(
-                f"{path} can't be written: {error.strerror}.", remedy="Check its folder."
+                f"{path} can't be written: {error}.", remedy="Check its folder."
             ) from error
 
     def fork(self) -> FakeContext:
