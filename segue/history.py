@@ -23,6 +23,15 @@ def split_turns(history: Sequence[Message]) -> list[list[Message]]:
     return turns
 
 
+def turns_taken(history: Sequence[Message]) -> list[list[Message]]:
+    """The turns of a history; system messages in front of them all are none."""
+    return [
+        turn
+        for turn in split_turns(history)
+        if any(message.role is not Role.SYSTEM for message in turn)
+    ]
+
+
 class LastTurn(NamedTuple):
     """A history, cut where its last reply is to be given once more."""
 
@@ -53,16 +62,12 @@ def last_turn(history: Sequence[Message]) -> LastTurn:
 
 
 def start_of_turns(history: Sequence[Message], count: int) -> int:
-    """Where the last `count` turns begin; system messages in front of them all are no turn.
+    """Where the last `count` turns begin.
 
     Raises:
         HistoryError: There are not that many, or the count is no number of turns.
     """
-    turns = [
-        turn
-        for turn in split_turns(history)
-        if not all(message.role is Role.SYSTEM for message in turn)
-    ]
+    turns = turns_taken(history)
     if type(count) is not int or not 1 <= count <= len(turns):
         raise HistoryError(
             f"Turns to take back: {count!r}; turns there are: {len(turns)}.",

@@ -14,8 +14,9 @@ from saved import CALL, NOW, TALK, complaint, run, shown, terminal, write
 
 from segue import ConfigurationError, Message, SessionFile
 from segue.cli import session_folder, session_list
-from segue.cli.session_folder import age, check_name, count_turns, session_path, sessions_folder
+from segue.cli.session_folder import age, check_name, session_path, sessions_folder
 from segue.cli.session_list import narrowed, size_text
+from segue.history import turns_taken
 from segue.session_layout import Origin
 from segue.usage import TurnUsage, Usage
 
@@ -163,8 +164,8 @@ def test_turns_are_counted_with_their_tools():
         Message.user("x"),
         Message.assistant("", tool_calls=[CALL]),
     ]
-    assert count_turns([*asked, Message.tool("noon"), Message.assistant("y")]) == 2
-    assert count_turns([Message.system("s")]) == count_turns([]) == 0
+    assert len(turns_taken([*asked, Message.tool("noon"), Message.assistant("y")])) == 2
+    assert turns_taken([Message.system("s")]) == turns_taken([]) == []
 
 
 def test_a_folder_that_can_not_be_read_is_told(capsys):

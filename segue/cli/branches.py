@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..errors import ConfigurationError, SessionNotFoundError
 from ..file_lock import FileLock
+from ..history import turns_taken
 from ..interrupt import InterruptHold
 from ..session import ChatSession
 from .session_folder import (
@@ -17,7 +18,6 @@ from .session_folder import (
     check_name,
     check_target,
     count,
-    count_turns,
     existing_path,
     lock_session,
     session_path,
@@ -69,7 +69,7 @@ class Branch:
         if self.path is not None:
             return f"{self.name} begins; it is saved after every turn."
         assert self.session is not None
-        return f"{self.name}: {count(count_turns(self.session.history), 'turn')}."
+        return f"{self.name}: {count(len(turns_taken(self.session.history)), 'turn')}."
 
     def reopen(self, reopen: Reopen) -> None:
         """Bring it back from its file, unless it is here."""

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 
 from ..errors import HistoryError
+from ..history import turns_taken
 from ..messages import Role
-from .session_folder import count, count_turns
+from .session_folder import count
 from .statistics import usage_table
 from .transcripts import print_history
 
@@ -63,7 +64,7 @@ def _undo(chat: TerminalChat, number: str) -> None:
         chat.console.print("Say how many turns: /undo [N]", markup=False)
         return
     chat.session.undo(turns)
-    left = count(count_turns(chat.session.history), "turn")
+    left = count(len(turns_taken(chat.session.history)), "turn")
     chat.tell(f"{count(turns, 'turn')} taken back; the conversation has {left}.")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,8 +12,7 @@ import platformdirs
 
 from ..errors import ConfigurationError, SessionFileError, SessionNotFoundError
 from ..file_lock import FileLock
-from ..history import split_turns
-from ..messages import Message, Role
+from ..history import turns_taken
 from ..session_file import SessionFile
 from ..session_layout import unusable
 
@@ -173,7 +171,7 @@ class SavedSession:
     @property
     def turns(self) -> int:
         """How many turns were taken."""
-        return 0 if self.file is None else count_turns(self.file.history)
+        return 0 if self.file is None else len(turns_taken(self.file.history))
 
     @property
     def tokens(self) -> int:
@@ -224,13 +222,6 @@ def session_names() -> list[str]:
         file.removesuffix(ENDING)
         for file in files
         if file.endswith(ENDING) and not file.startswith(".")
-    )
-
-
-def count_turns(history: Sequence[Message]) -> int:
-    """How many turns a history has; system messages in front of them are none."""
-    return sum(
-        any(message.role is not Role.SYSTEM for message in turn) for turn in split_turns(history)
     )
 
 

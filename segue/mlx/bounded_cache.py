@@ -45,3 +45,8 @@ class BoundedKVCache(RotatingKVCache):  # type: ignore[misc]
     def as_rotating(self) -> RotatingKVCache:
         """mlx-lm's own, for files: they name it by its class."""
         return RotatingKVCache.from_state(self.state)
+
+
+def as_saved(layer: Any) -> Any:
+    """A layer as files hold it: a bounded one as mlx-lm's own, any other as it is."""
+    return layer.as_rotating() if isinstance(layer, BoundedKVCache) else layer

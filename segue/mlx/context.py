@@ -14,7 +14,7 @@ from ..config import GenerationConfig
 from ..engine import Acceptance, Marks, PrefillProgress, Step, StoredPart
 from ..errors import ConfigurationError, GenerationError, PromptCacheError, SegueError
 from ..interrupt import deliver_interrupt
-from .bounded_cache import BoundedKVCache
+from .bounded_cache import as_saved
 from .cache_file import write_cache_file
 from .drafting import Drafting, Pass
 from .kv_state import KVState, Mark
@@ -121,11 +121,8 @@ class MlxContext:
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """See `segue.engine.Context.save`; the layout is mlx-lm's own. The draft's stay behind."""
-        layers = [
-            layer.as_rotating() if isinstance(layer, BoundedKVCache) else layer
-            for layer in self._state.layers
-        ]
         try:
+            layers = list(map(as_saved, self._state.layers))
             write_cache_file(path, layers, {**self._labels, **metadata})
         finally:
             self._state.rest()

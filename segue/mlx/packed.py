@@ -18,7 +18,7 @@ from mlx_lm.models.cache import RotatingKVCache
 from ..engine import StoredPart, StoredTensor
 from ..errors import PromptCacheFormatError
 from ..safetensors_file import LARGEST_DIMENSION, LARGEST_RANK, SIZES, TensorInfo, shown
-from .bounded_cache import BoundedKVCache
+from .bounded_cache import BoundedKVCache, as_saved
 from .cache_checks import StandIns, check_layers, check_saved, tokens_held, trimmed
 from .cache_layers import DTYPES, LONGEST_NAME, MOST_TOKENS, read_layer
 
@@ -51,7 +51,7 @@ def pack(
     found = dict(arrays or {})
     classes = {}
     for group, layers in groups.items():
-        saved = [_as_saved(layer) for layer in layers]
+        saved = [as_saved(layer) for layer in layers]
         check_layers(saved)
         classes[group] = [type(layer).__name__ for layer in saved]
         flat: Any = tree_flatten([trimmed(layer).state for layer in saved])
@@ -222,10 +222,6 @@ class _Arrays(dict[str, mx.array]):
         *front, last = shape or (1,)
         flat = np.frombuffer(data, np.uint8).reshape(*front, last * SIZES[dtype])
         return mx.array(flat).view(_TYPES[dtype]).reshape(shape)
-
-
-def _as_saved(layer: Any) -> Any:
-    return layer.as_rotating() if isinstance(layer, BoundedKVCache) else layer
 
 
 def _bytes_of(array: mx.array) -> mx.array:
