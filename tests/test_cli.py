@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -177,8 +176,20 @@ def test_a_turn_shows_the_reply_and_one_quiet_line():
     assert first.endswith(" tokens/s")
 
 
-def is_reading() -> bool:
-    return any(thread.name == "reading ahead" for thread in threading.enumerate())
+class ReadAhead(ChatSession):
+    """Tells whenever it has read ahead all there is."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.done = threading.Semaphore(0)
+
+    def settle(self, **kwargs):
+        super().settle(**kwargs)
+        self.done.release()
+
+    def prewarm(self, **kwargs):
+        super().prewarm(**kwargs)
+        self.done.release()
 
 
 class Thinking(Typed):
@@ -189,14 +200,12 @@ class Thinking(Typed):
         self._session = session
 
     def ask(self):
-        deadline = time.monotonic() + 20
-        while is_reading() and time.monotonic() < deadline:
-            time.sleep(0.001)
+        assert self._session.done.acquire(timeout=20)
         return super().ask()
 
 
 def test_the_model_reads_ahead_while_the_person_types():
-    session = ChatSession(FakeEngine(["hello", "fine"]), instructions="be kind " * 20)
+    session = ReadAhead(FakeEngine(["hello", "fine"]), instructions="be kind " * 20)
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
     TerminalChat(alone(session), console, Thinking(session, "hi", "ho")).run()
     first, second = session.usage.turns
@@ -227,9 +236,17 @@ def test_whoever_presses_enter_waits_for_one_chunk_at_most():
 
 
 def test_what_goes_wrong_while_reading_ahead_is_left_to_the_next_turn():
-    session = ChatSession(FakeEngine(["hello"], fail_at=[1]), instructions="be kind")
+    engine = FakeEngine(["hello"], fail_at=[1])
+    session = ChatSession(engine, instructions="be kind")
+    forward, begun = engine.model.forward, threading.Event()
+
+    def tell(cache, ids):
+        begun.set()
+        forward(cache, ids)
+
+    engine.model.forward = tell
     with reading_ahead(session):
-        pass
+        assert begun.wait(20)
     assert session.respond("hi") == "hello"
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
+from queue import SimpleQueue
 
 from ..session import ChatSession
 
@@ -22,7 +24,7 @@ def reading_ahead(session: ChatSession) -> Iterator[None]:
 
     Nothing else may use the session meanwhile. What goes wrong is left to the next turn to tell.
     """
-    enough = threading.Event()
+    enough, done = threading.Event(), threading.Event()
 
     def stop_when_enough(fed: int, total: int) -> None:
         if enough.is_set():
@@ -34,14 +36,31 @@ def reading_ahead(session: ChatSession) -> Iterator[None]:
             ahead(prompt_progress_callback=stop_when_enough, prefill_step_size=CHUNK)
         except Exception:
             return
+        finally:
+            done.set()
 
-    reader = threading.Thread(target=read, name="reading ahead", daemon=True)
-    reader.start()
+    _reader().put(read)
     try:
         yield
     finally:
         enough.set()
         # Another Ctrl-C must not leave the session to two threads.
-        while reader.is_alive():
+        while not done.is_set():
             with suppress(KeyboardInterrupt):
-                reader.join()
+                done.wait()
+
+
+@cache
+def _reader() -> SimpleQueue[Callable[[], None]]:
+    """Takes what the one thread is to do that reads ahead for as long as the program runs.
+
+    MLX keeps two threads, and what it compiled, for each thread that runs a model.
+    """
+    tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
+
+    def work() -> None:
+        while True:
+            tasks.get()()
+
+    threading.Thread(target=work, name="reading ahead", daemon=True).start()
+    return tasks

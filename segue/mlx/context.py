@@ -20,6 +20,7 @@ from .drafting import Drafting, Pass
 from .kv_state import KVState, Mark
 from .parts import no_draft, restore_state, state_parts
 from .sampling import Sample, Sampling
+from .threads import note_thread
 
 # How often, in tokens, decode hands freed buffers back, as mlx-lm does.
 CLEAR_CACHE_EVERY = 256
@@ -164,6 +165,7 @@ class MlxContext:
         marks: set[int],
         pinned: int,
     ) -> Generator[Step, None, None]:
+        note_thread()
         self._safe, self._mark = self.offset, None
         self._state.pin(pinned)
         try:

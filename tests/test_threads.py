@@ -1,0 +1,60 @@
+"""Sessions on threads of their own, and programs that end right after them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from segue import ChatSession
+from segue.cli.idle import reading_ahead
+from segue.testing import FakeEngine
+
+# The interpreter lets no other thread run before it has begun to close down, and then does: by
+# chance that is what happens on a busy machine.
+PROGRAM = """
+import segue.mlx, sys, threading, time, tiny
+from segue import ChatSession, GenerationConfig
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(0.5)
+
+slow = Slow()
+session = ChatSession(tiny.toy_engine(), generation=GenerationConfig(max_tokens=3))
+thread = threading.Thread(target=session.respond, args=("Hello!",))
+sys.setswitchinterval(1000)
+thread.start()
+WAIT
+"""
+
+
+@pytest.mark.parametrize("wait", ["thread.join()", ""])
+def test_a_program_may_end_as_soon_as_its_threads_have(wait, request):
+    program = PROGRAM.replace("WAIT", wait)
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=request.path.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_one_thread_reads_ahead_for_a_whole_chat(monkeypatch):
+    readers = set()
+
+    def settle(self, **_):
+        readers.add(threading.get_native_id())
+
+    monkeypatch.setattr(ChatSession, "settle", settle)
+    monkeypatch.setattr(ChatSession, "prewarm", settle)
+    before = threading.active_count()
+    for _ in range(3):
+        with reading_ahead(ChatSession(FakeEngine())):
+            pass
+    assert len(readers) == 1
+    assert threading.active_count() <= before + 1
