@@ -318,18 +318,29 @@ def test_ctrl_c_while_it_is_being_saved_or_opened_waits(monkeypatch):
 
 
 def test_the_model_does_not_read_ahead_while_it_is_saved(monkeypatch):
-    reading = []
+    begun, reading, seen = threading.Event(), threading.Event(), []
     save = ChatSession.save
 
+    def read_until_stopped(self, *, prompt_progress_callback, **_):
+        reading.set()
+        begun.set()
+        try:
+            while True:
+                prompt_progress_callback(0, 1)
+        finally:
+            reading.clear()
+
     def watching(self, path):
-        reading.append(any(thread.name == "reading ahead" for thread in threading.enumerate()))
+        seen.append((begun.is_set(), reading.is_set()))
         save(self, path)
 
+    monkeypatch.setattr(ChatSession, "prewarm", read_until_stopped)
+    monkeypatch.setattr(ChatSession, "settle", read_until_stopped)
     monkeypatch.setattr(ChatSession, "save", watching)
     session = ChatSession(FakeEngine(letters()), instructions="be kind " * 20)
     quiet = chat_of(alone(session), "/save one", "hi", "ho")
     TerminalChat(quiet.branches, quiet.console, quiet._prompter).run()
-    assert reading == [False] * 3
+    assert seen == [(True, False)] * 3
 
 
 def test_a_session_that_was_begun_and_left_is_still_ours():
