@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
 from segue import ChatSession
 from segue.cli.idle import reading_ahead
+from segue.mlx import threads
 from segue.testing import FakeEngine
 
 # The interpreter lets no other thread run before it has begun to close down, and then does: by
@@ -58,3 +60,20 @@ def test_one_thread_reads_ahead_for_a_whole_chat(monkeypatch):
             pass
     assert len(readers) == 1
     assert threading.active_count() <= before + 1
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_program_does_not_wait_for_ever(listed, tmp_path, monkeypatch):
+    (tmp_path / "1").touch()
+    monkeypatch.setattr(threads, "TASKS", str(tmp_path if listed else tmp_path / "none"))
+    monkeypatch.setattr(threads, "_used", {1})
+    monkeypatch.setattr(threads, "PATIENCE", 0.05)
+    started = time.monotonic()
+    threads._wait_for_threads()
+    assert 0.05 <= time.monotonic() - started < 5
+
+
+def test_a_program_does_not_wait_where_no_thread_has_ended(monkeypatch):
+    monkeypatch.setattr(threads, "_used", {threading.get_native_id()})
+    monkeypatch.setattr(threads, "time", None)
+    threads._wait_for_threads()
