@@ -38,7 +38,8 @@ class ChatSession(TurnTaker):
 
     Each turn feeds the model only the tokens it has not read yet. A session has at most one live
     reply: whatever needs the cache (another turn, `clear`) closes it first, which records it. A
-    session belongs to one thread at a time; any number of sessions may share an engine.
+    session belongs to one thread at a time; any number of sessions may share an engine. Use the
+    same few threads again and again: MLX keeps some of its own for each that ever ran a model.
 
     Args:
         engine: The model, from `segue.load` or `segue.MlxEngine`.

@@ -54,7 +54,7 @@ def reading_ahead(session: ChatSession) -> Iterator[None]:
 def _reader() -> SimpleQueue[Callable[[], None]]:
     """Takes what the one thread is to do that reads ahead for as long as the program runs.
 
-    MLX keeps two threads, and what it compiled, for each thread that runs a model.
+    MLX keeps threads of its own, and what it compiled, for each thread that ran a model.
     """
     tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
