@@ -13,11 +13,6 @@ from segue import ChatSession, SessionFile, SessionFileFormatError, SessionWarni
 from segue.testing import FakeEngine
 
 
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> bytes:
-    return make(tmp_path_factory.mktemp("sound") / "talk.segue")
-
-
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "talk.segue"

@@ -8,7 +8,6 @@ from session_files import (
     Parts,
     goes_on,
     header,
-    make,
     meta,
     parts,
 )
@@ -22,11 +21,6 @@ from segue import (
 from segue.testing import FakeEngine
 
 DEEP = 500
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> bytes:
-    return make(tmp_path_factory.mktemp("sound") / "talk.segue")
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ledgers import check_ledger, say
-from session_files import STATES, TEXTS, Parts, join, make
+from session_files import STATES, TEXTS, Parts, join
 
 from segue import ChatSession, SegueError, SessionFile
 from segue.testing import FakeEngine
@@ -35,11 +35,6 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
     max_leaves=5,
 )
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> bytes:
-    return make(tmp_path_factory.mktemp("sound") / "talk.segue")
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from session_files import (
     conversation,
     header,
     join,
-    make,
     message,
     meta,
     parts,
@@ -32,11 +31,6 @@ from segue import (
 from segue.testing import FakeEngine
 
 DEEP = 500
-
-
-@pytest.fixture(scope="module")
-def sound(tmp_path_factory) -> bytes:
-    return make(tmp_path_factory.mktemp("sound") / "talk.segue")
 
 
 @pytest.fixture

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
+
+from peers.protocol import Measure, rate
 
 
 def stream(address: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
@@ -26,14 +30,57 @@ def stream(address: str, body: dict[str, Any]) -> Generator[dict[str, Any], None
                 yield json.loads(line[len(b"data: ") :])
 
 
-def text_of(chunk: dict[str, Any]) -> str:
-    """What a chunk adds to the reply, reasoning included."""
-    delta = chunk["choices"][0]["delta"] if chunk.get("choices") else {}
-    return (delta.get("reasoning") or delta.get("reasoning_content") or "") + (
-        delta.get("content") or ""
-    )
+@dataclass
+class Heard:
+    """What came of a streamed reply.
+
+    Attributes:
+        first: When its first text came, or it ended without any.
+        last: When its last text came.
+        pieces: Its text, reasoning included, as it came.
+        ended: The model ended it itself.
+        told: What the server told beside the text, the latest by its name (``"usage"``).
+        read: The most tokens that were to be read.
+    """
+
+    first: float
+    last: float
+    pieces: list[str] = field(default_factory=list)
+    ended: bool = False
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+    read: int = 1
+
+    def add(self, chunk: dict[str, Any]) -> None:
+        """Hear one more chunk."""
+        self.told.update((name, chunk[name]) for name in ("usage", "timings") if chunk.get(name))
+        self.read = max(self.read, chunk.get("read", 0))
+        choice = chunk["choices"][0] if chunk.get("choices") else {}
+        self.ended = self.ended or choice.get("finish_reason") == "stop"
+        delta = choice.get("delta", {})
+        thought = delta.get("reasoning") or delta.get("reasoning_content") or ""
+        if text := thought + (delta.get("content") or ""):
+            self.last = perf_counter()
+            self.first = self.first if self.pieces else self.last
+            self.pieces.append(text)
+
+    def measure(self, started: float, *, fed: int, prompt: int | None, generated: int) -> Measure:
+        """What became of a turn whose question was put at `started`."""
+        speed = rate(generated, self.first, self.last)
+        seconds = self.first - started
+        text = "".join(self.pieces)
+        return Measure(text, fed, prompt, generated, seconds, speed, ended=self.ended)
 
 
-def finish_of(chunk: dict[str, Any]) -> str | None:
-    """Why the reply ended, if a chunk tells."""
-    return chunk["choices"][0].get("finish_reason") if chunk.get("choices") else None
+def hear(address: str, body: dict[str, Any], enough: Callable[[Heard], bool]) -> Heard:
+    """Listen to a reply until it ends, or until it is enough: then hang up."""
+    started = perf_counter()
+    heard = Heard(started, started)
+    chunks = stream(address, body)
+    for chunk in chunks:
+        heard.add(chunk)
+        if enough(heard):
+            break
+    chunks.close()
+    if not heard.pieces:
+        heard.first = perf_counter()
+    return heard

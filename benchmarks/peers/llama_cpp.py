@@ -14,8 +14,8 @@ from typing import Any
 
 import xllamacpp
 
-from peers.http_chat import finish_of, stream, text_of
-from peers.protocol import Measure, Messages, rate, serve
+from peers.http_chat import hear
+from peers.protocol import Measure, Messages, serve
 
 
 class LlamaCppPeer:
@@ -56,31 +56,21 @@ class LlamaCppPeer:
         }
         if self._workload["tools"]:
             body["tools"] = self._workload["tools"]
+        cut = step["cut"]
         started = perf_counter()
-        first = last = started
-        pieces: list[str] = []
-        timings: dict[str, Any] = {}
-        ended = False
-        chunks = stream(self._server.listening_address, body)
-        for chunk in chunks:
-            timings = chunk.get("timings") or timings
-            ended = ended or finish_of(chunk) == "stop"
-            if text := text_of(chunk):
-                last = perf_counter()
-                first = first if pieces else last
-                pieces.append(text)
-            if step["cut"] is not None and timings.get("predicted_n") == step["cut"]:
-                break  # and hang up
-        chunks.close()
-        count = timings["predicted_n"]
-        return Measure(
-            "".join(pieces),
-            timings["prompt_n"],
-            timings["prompt_n"] + timings["cache_n"],
-            count,
-            (first if pieces else perf_counter()) - started,
-            rate(count, first, last),
-            ended=ended,
+        heard = hear(
+            self._server.listening_address,
+            body,
+            lambda heard: (
+                cut is not None and heard.told.get("timings", {}).get("predicted_n") == cut
+            ),
+        )
+        timings = heard.told["timings"]
+        return heard.measure(
+            started,
+            fed=timings["prompt_n"],
+            prompt=timings["prompt_n"] + timings["cache_n"],
+            generated=timings["predicted_n"],
         )
 
     def mark(self) -> None:

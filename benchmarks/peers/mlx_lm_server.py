@@ -16,8 +16,8 @@ import urllib.request
 from time import perf_counter
 from typing import Any
 
-from peers.http_chat import finish_of, stream, text_of
-from peers.protocol import Measure, Messages, rate, serve
+from peers.http_chat import hear
+from peers.protocol import Measure, Messages, serve
 
 SERVER = "import segue.mlx; from mlx_lm.server import main; main()"
 
@@ -66,37 +66,21 @@ class MlxServerPeer:
             body["seed"] = step["seed"]
         if self._workload["tools"]:
             body["tools"] = self._workload["tools"]
+        cut = step["cut"]
         started = perf_counter()
-        first = last = started
-        pieces: list[str] = []
-        usage: dict[str, Any] = {}
-        ended = False
-        fed = 1
-        chunks = stream(self._address, body)
-        for chunk in chunks:
-            fed = max(fed, chunk.get("read", 0))
-            usage = chunk.get("usage") or usage
-            ended = ended or finish_of(chunk) == "stop"
-            if text := text_of(chunk):
-                last = perf_counter()
-                first = first if pieces else last
-                pieces.append(text)
-            if step["cut"] is not None and len(pieces) >= step["cut"]:
-                break  # and hang up
-        chunks.close()
-        count = usage.get("completion_tokens", len(pieces))
+        heard = hear(
+            self._address, body, lambda heard: cut is not None and len(heard.pieces) >= cut
+        )
+        usage, fed = heard.told.get("usage", {}), heard.read
         if usage:
             cached = usage.get("prompt_tokens_details", {}).get("cached_tokens", 0)
             # A prompt that is held whole is fed its last token again.
             fed = max(usage["prompt_tokens"] - cached, 1)
-        return Measure(
-            "".join(pieces),
-            fed,
-            usage.get("prompt_tokens"),
-            count,
-            (first if pieces else perf_counter()) - started,
-            rate(count, first, last),
-            ended=ended,
+        return heard.measure(
+            started,
+            fed=fed,
+            prompt=usage.get("prompt_tokens"),
+            generated=usage.get("completion_tokens", len(heard.pieces)),
         )
 
     def mark(self) -> None:
