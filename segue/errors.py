@@ -125,3 +125,8 @@ class SessionWarning(UserWarning):
 
 class PerformanceWarning(UserWarning):
     """This machine could be much faster; the message says how."""
+
+
+def cause(error: BaseException) -> str:
+    """What an error of the system's, or of a library's, says, as part of a sentence."""
+    return str(getattr(error, "strerror", None) or error).rstrip(".")

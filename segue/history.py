@@ -38,13 +38,11 @@ class LastTurn(NamedTuple):
     before: tuple[Message, ...]
     """The turns before it."""
     asked: tuple[Message, ...]
-    """What the turn has without that reply."""
-    reply: tuple[Message, ...]
-    """The reply; empty if it was not given yet."""
+    """What the turn has without that reply, if it was given already."""
 
 
 def last_turn(history: Sequence[Message]) -> LastTurn:
-    """The last turn, and what of it is its reply.
+    """The last turn without its reply, and what stands before it.
 
     Raises:
         HistoryError: Nothing was asked.
@@ -58,7 +56,7 @@ def last_turn(history: Sequence[Message]) -> LastTurn:
             remedy="Ask something first.",
         )
     start = end - len(split_turns(history[:end])[-1])
-    return LastTurn(tuple(history[:start]), tuple(history[start:end]), tuple(history[end:]))
+    return LastTurn(tuple(history[:start]), tuple(history[start:end]))
 
 
 def start_of_turns(history: Sequence[Message], count: int) -> int:

@@ -97,7 +97,8 @@ class PromptBuilder:
         Args and errors are those of `build`.
         """
         ledger, shared = self._shared(system, messages, held)
-        length = self._certain(ledger.ids[:shared])
+        # White space joins to more than any list of questions shows.
+        length = without_white_space(self._tokenizer, ledger.ids[:shared])
         kept = ledger.truncate(ledger.truncate(length).seams[-1].ids)
         rest = ledger.ids[len(kept.ids) : length]
         ledger = kept.extend(rest, spell(self._tokenizer, kept.ids, rest))
@@ -125,20 +126,13 @@ class PromptBuilder:
         )
         return first, min(common_prefix(first.ids, other.ids) for other in others)
 
-    def _certain(self, ids: Sequence[int]) -> int:
-        """How many of the ids stay: white space joins to more than any list of questions shows."""
-        length = len(ids)
-        while length and not self._tokenizer.decode(ids[length - 1 : length]).strip():
-            length -= 1
-        return length
-
     def _opening_ids(self, system: Message | None) -> tuple[int, ...]:
         if self._opening is None or self._opening[0] != system:
             try:
                 ids = self.shared_ids(system, (), TokenLedger())
             except TemplateError:  # it takes conversations, but not a question alone
                 ids = ()
-            self._opening = (system, ids[: self._certain(ids)])
+            self._opening = (system, ids[: without_white_space(self._tokenizer, ids)])
         return self._opening[1]
 
     def _render(self, system: Message | None, messages: Sequence[Message]) -> str:
@@ -190,15 +184,21 @@ def append_reply(tokenizer: Tokenizer, prompt: TokenLedger, tokens: Sequence[int
     """
     ended = bool(tokens) and tokens[-1] in tokenizer.eos_token_ids
     body = tokens[:-1] if ended else tokens
-    length = len(body)
-    while length and not tokenizer.decode(body[length - 1 : length]).strip():
-        length -= 1
+    length = without_white_space(tokenizer, body)
     if spell(tokenizer, prompt.ids, body[:length]) is None:  # but perhaps the whole can be told
         length = len(body)
     ledger = prompt
     for part in (body[:length], body[length:], tokens[len(body) :]):
         ledger = ledger.extend(part, spell(tokenizer, ledger.ids, part))
     return ledger
+
+
+def without_white_space(tokenizer: Tokenizer, ids: Sequence[int]) -> int:
+    """How many of the ids there are without those at the end that spell white space alone."""
+    length = len(ids)
+    while length and not tokenizer.decode(ids[length - 1 : length]).strip():
+        length -= 1
+    return length
 
 
 def spell(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from math import prod
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeGuard
 
 from .json_text import too_many_brackets
 
@@ -85,9 +85,7 @@ def read_header(file: BinaryIO) -> Header:
     metadata = entries.pop("__metadata__", None)
     # MLX writes null where there are none.
     metadata = {} if metadata is None else metadata
-    if not isinstance(metadata, dict) or not all(
-        isinstance(value, str) for value in metadata.values()
-    ):
+    if not _all_text(metadata):
         raise DamagedFileError("its metadata are not all text")
     tensors = {name: _tensor(name, entry, len(raw)) for name, entry in entries.items()}
     _check_extents(tensors, len(raw), size)
@@ -116,13 +114,16 @@ def read_metadata(file: BinaryIO) -> Mapping[str, str] | None:
         metadata, _ = json.JSONDecoder().raw_decode(text[len(begin) :].decode(errors="replace"))
     except (ValueError, RecursionError):
         return None
-    sound = isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
-    return metadata if sound else None
+    return metadata if _all_text(metadata) else None
 
 
 def shown(name: str) -> str:
     """A name from a file, for a message: quoted, and of bearable length."""
     return repr(name if len(name) <= 60 else name[:60] + "…")
+
+
+def _all_text(metadata: object) -> TypeGuard[dict[str, str]]:
+    return isinstance(metadata, dict) and all(isinstance(text, str) for text in metadata.values())
 
 
 def _parse(text: bytes) -> dict[str, Any]:

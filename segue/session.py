@@ -204,7 +204,7 @@ class ChatSession(TurnTaker):
         """
         check_progress(prompt_progress_callback)
         self._close_live()
-        before, asked, _ = last_turn(self._history)
+        before, asked = last_turn(self._history)
         try:
             config = self._cache.settle(replace(self._generation, **overrides))
         except TypeError as error:

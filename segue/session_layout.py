@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .atomic import replacing, write_all
 from .engine import StoredPart, StoredTensor
-from .errors import SessionFileError
+from .errors import SessionFileError, cause
 from .json_text import read_object
 from .safetensors_file import LENGTH_BYTES, LONGEST_HEADER
 from .transcript import Conversation
@@ -183,9 +183,8 @@ class PartDigest:
 
 def unusable(path: Path, what: str, error: Exception) -> SessionFileError:
     """The error that says that a file could not be ``"read"`` or ``"written"``."""
-    cause = str(getattr(error, "strerror", None) or error).rstrip(".")
     return SessionFileError(
-        f"The session file {path} could not be {what}: {cause}.",
+        f"The session file {path} could not be {what}: {cause(error)}.",
         remedy="Check its path and permissions."
         if what == "read"
         else "Check that its folder exists, can be written and has room.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
@@ -13,7 +12,7 @@ from rich.table import Table
 from ..errors import HistoryError
 from ..history import turns_taken
 from ..messages import Role
-from .session_folder import count
+from .session_folder import count, expanded
 from .statistics import usage_table
 from .transcripts import print_history
 
@@ -145,10 +144,7 @@ def _save_cache(chat: TerminalChat, path: str) -> None:
     if not path:
         chat.console.print("Name the file: /save-cache PATH", markup=False)
         return
-    try:
-        place = Path(path).expanduser()
-    except RuntimeError:  # no such user
-        place = Path(path)
+    place = expanded(path)
     chat.session.save_cache(place)
     chat.tell(f"{chat.session.cached_tokens:,} tokens are in {place}; --cache takes them up again.")
 

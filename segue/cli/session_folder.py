@@ -50,10 +50,15 @@ def session_path(target: str) -> Path:
     """
     if not is_path(target):
         return sessions_folder() / (check_name(target) + ENDING)
+    return expanded(target)
+
+
+def expanded(path: str) -> Path:
+    """A path as a person types it; one that begins with a user whom nobody knows, as it is."""
     try:
-        return Path(target).expanduser()
-    except RuntimeError:  # no such user
-        return Path(target)
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def check_target(target: str) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ..atomic import replacing
-from ..errors import SessionFileError
+from ..errors import SessionFileError, cause
 from ..file_lock import FileLock
 from ..session_file import SessionFile
 from .session_folder import ENDING, existing_path, lock_session, saved_sessions, session_names
@@ -100,9 +100,9 @@ def export(name: str, form: str, output: Path | None) -> None:
         with replacing(output) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
-        cause = getattr(error, "strerror", None) or error
         raise click.ClickException(
-            f"{output} can't be written: {cause}. Name a file in a folder that is there and yours."
+            f"{output} can't be written: {cause(error)}. Name a file in a folder that is there and "
+            "yours."
         ) from error
 
 

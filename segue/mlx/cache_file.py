@@ -18,7 +18,7 @@ from mlx_lm.models.cache import (
 )
 
 from ..atomic import replacing
-from ..errors import PromptCacheError, PromptCacheFormatError, PromptCacheMismatchError
+from ..errors import PromptCacheError, PromptCacheFormatError, PromptCacheMismatchError, cause
 from ..safetensors_file import (
     DamagedFileError,
     Header,
@@ -102,7 +102,7 @@ def write_cache_file(path: Path, layers: list[Any], metadata: Mapping[str, str])
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise PromptCacheError(
-            f"The prompt cache could not be written to {path}: {_cause(error)}.",
+            f"The prompt cache could not be written to {path}: {cause(error)}.",
             remedy="Check that its folder exists, can be written, and has room.",
         ) from error
 
@@ -158,7 +158,7 @@ def read_cache_file(path: Path, expected: list[Any]) -> CacheFile:
         raise
     except (OSError, ValueError, RuntimeError) as error:
         raise PromptCacheError(
-            f"The prompt cache {path} could not be read: {_cause(error)}.",
+            f"The prompt cache {path} could not be read: {cause(error)}.",
             remedy="Check its path and permissions.",
         ) from error
     for name in (VERSION_KEY, CHECKSUM_KEY):
@@ -333,8 +333,3 @@ def _layout(header: Header, path: Path) -> tuple[list[str], dict[str, str]]:
     if left:
         raise _damaged(path, f"its metadata have an unknown entry {shown(min(left))}")
     return classes, kinds
-
-
-def _cause(error: BaseException) -> str:
-    """An error's message as part of a sentence."""
-    return str(getattr(error, "strerror", None) or error).rstrip(".")
