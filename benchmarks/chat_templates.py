@@ -23,16 +23,15 @@ THINKING = """\
 """
 
 # Tools told in front, results as turns of their own.
-TOOLS = """\
+TOOLS = (
+    """\
 {{- '<|im_start|>system\\nYou can call these functions:\\n' }}
 {%- for tool in tools or [] %}
     {{- tool.function.name + ': ' + tool.function.description + '\\n' }}
 {%- endfor %}
 {{- 'Say which one you need.<|im_end|>\\n' }}
-{%- for message in messages %}
-    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
-{%- endfor %}
-{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
 """
+    + PLAIN
+)
 
 CHAT_TEMPLATES = {"plain": PLAIN, "thinking": THINKING, "tools": TOOLS}

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable
-from queue import Empty, SimpleQueue
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from driver import PEERS, PeerError, PeerProcess, counted, do_workload, scribe_for
+from driver import OURS, PEERS, Counted, PeerError, PeerProcess, do_workload, scribe_for
+from report import Told
 from workloads import Workload
 
 # The slowest first, so that two that run at a time end together.
-ORDER = ("transformers_cache", "mlx_lm_server", "segue_session", "hand_kept", "llama_cpp")
+ORDER = ("transformers_cache", "mlx_lm_server", OURS, "hand_kept", "llama_cpp")
 AT_ONCE = 2
-Told = Callable[[dict[str, Any]], None]
 
 
 def count(
@@ -25,37 +25,25 @@ def count(
 ) -> None:
     """Do the workloads with these peers, and tell each record as it comes."""
     workloads, names = list(workloads), set(names)
-    jobs: SimpleQueue[str] = SimpleQueue()
-    for name in ORDER:
-        if name in names:
-            jobs.put(name)
     said: dict[str, list[str]] = {}
     lock = threading.Lock()
 
     def told(record: dict[str, Any]) -> None:
         texts = record.pop("said", None)
         with lock:
-            if record["peer"] == "segue_session" and texts is not None:
+            if record["peer"] == OURS and texts is not None:
                 said[record["workload"]] = texts
             tell(record)
 
-    def work() -> None:
-        while True:
-            try:
-                name = jobs.get_nowait()
-            except Empty:
-                return
-            _count_one(name, workloads, paths, told)
-
-    threads = [threading.Thread(target=work) for _ in range(AT_ONCE)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        chosen = [name for name in ORDER if name in names]
+        list(pool.map(lambda name: _count_one(name, workloads, paths, told), chosen))
     if "stateless" in names:
         for workload in workloads:
             if workload.name in said:
-                tell(counted(workload, paths, said[workload.name]))
+                scribe = scribe_for(workload, paths)
+                counted = Counted(scribe, said[workload.name])
+                told(do_workload("stateless", counted, workload, paths, scribe) | {"counted": True})
 
 
 def _count_one(name: str, workloads: list[Workload], paths: dict[str, str], tell: Told) -> None:

@@ -93,7 +93,7 @@ def main() -> None:
     per_token = 1e6 / statistics.median(turns.rates[BARE])
     others = ("stream_generate", "segue")
     result = {
-        **circumstances("decode_overhead", engine),
+        **circumstances("decode_overhead", engine.name),
         "prompt_tokens": len(prompt_ids(engine, [segue.Message.user(PROMPT)])),
         "tokens": options.tokens,
         "runs": options.runs,

@@ -6,7 +6,6 @@ import json
 import os
 import selectors
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,30 +30,33 @@ class PeerInfo:
         name: Its module in `peers`.
         title: What it is.
         environment: Its environment, or ``None`` for the project's own.
-        same_engine: Whether it runs on MLX and the same weights as Segue.
         packages: What versions the page names.
     """
 
     name: str
     title: str
     environment: str | None
-    same_engine: bool
     packages: tuple[str, ...]
 
+    @property
+    def same_engine(self) -> bool:
+        """Whether it runs on MLX and the same weights as Segue."""
+        return self.environment is None
 
+
+OURS = "segue_session"
 PEERS = {
     peer.name: peer
     for peer in (
-        PeerInfo("segue_session", "Segue", None, True, ("segue",)),
-        PeerInfo("stateless", "stateless mlx-lm", None, True, ("mlx-lm", "mlx")),
-        PeerInfo("hand_kept", "hand-kept cache", None, True, ()),
-        PeerInfo("mlx_lm_server", "mlx_lm.server", None, True, ()),
-        PeerInfo("llama_cpp", "llama.cpp server", "llamacpp", False, ("xllamacpp",)),
+        PeerInfo(OURS, "Segue", None, ("segue",)),
+        PeerInfo("stateless", "stateless mlx-lm", None, ("mlx-lm", "mlx")),
+        PeerInfo("hand_kept", "hand-kept cache", None, ()),
+        PeerInfo("mlx_lm_server", "mlx_lm.server", None, ()),
+        PeerInfo("llama_cpp", "llama.cpp server", "llamacpp", ("xllamacpp",)),
         PeerInfo(
             "transformers_cache",
             "transformers, DynamicCache",
             "transformers",
-            False,
             ("transformers", "torch"),
         ),
     )
@@ -74,8 +76,8 @@ class PeerProcess:
     """
 
     def __init__(self, info: PeerInfo, *, threads: int | None = None) -> None:
-        python = environments.python(info.environment) if info.environment else sys.executable
-        if info.environment and not Path(python).exists():
+        python = environments.python(info.environment)
+        if not python.exists():
             raise PeerError(f"not run: .venv-{info.environment} is missing (make bench-peers)")
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         # This tree's segue, also where an environment was made for another.
@@ -235,7 +237,8 @@ def do_workload(
                 if "seconds" in saved:
                     resumed = peer.ask("resume", path=f"{folder}/{number}.safetensors")
                     saved = {"save": saved, "resume": resumed}
-                restarts.append(saved)
+                if saved:
+                    restarts.append(saved)
             if not step.replies:
                 continue
             best = optimum.ask(scribe.render(messages))
@@ -255,31 +258,24 @@ def do_workload(
     return {**record, "said": said}
 
 
-def counted(workload: Workload, paths: dict[str, str], said: Sequence[str]) -> dict[str, Any]:
+class Counted:
     """The stateless way, counted and not run: every turn feeds its whole prompt.
 
     Args:
-        workload: What is done.
-        paths: Of the models.
+        scribe: Of the workload.
         said: Replies, so that the conversation is another peer's.
     """
-    scribe = scribe_for(workload, paths)
-    optimum, conversation = scribe.optimum(), Conversation(workload.instructions)
-    turns, replies = [], iter(said)
-    for step in workload.steps:
-        messages = conversation.begin(step)
-        if step.kind in ("mark", "branch"):
-            getattr(optimum, step.kind)()
-        if step.replies:
-            text = scribe.render(messages)
-            best, length, reply = optimum.ask(text), len(scribe.encode(text)), next(replies)
-            conversation.end(reply)
-            optimum.answer(reply, None)
-            turns.append(
-                {"best_fed": best.fed_tokens, "best_prompt": best.prompt_tokens}
-                | {"fed_tokens": length, "prompt_tokens": length}
-            )
-    peer = "stateless"
-    return {"kind": "workload", "workload": workload.name, "peer": peer, "turns": turns} | {
-        "counted": True
-    }
+
+    def __init__(self, scribe: Scribe, said: Sequence[str]) -> None:
+        self._scribe, self._said = scribe, iter(said)
+
+    def ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        """See `Running.ask`; only turns have an answer."""
+        if operation != "take":
+            return {}
+        length = len(self._scribe.encode(self._scribe.render(arguments["messages"])))
+        counts = {"fed_tokens": length, "prompt_tokens": length}
+        return {"text": next(self._said), "tokens": None, "ended": False, **counts}
+
+    def restart(self) -> None:
+        """See `Running.restart`; there is nothing to lose."""

@@ -17,8 +17,10 @@ REQUIREMENTS = Path(__file__).parent / "requirements"
 NAMES = ("llamacpp", "transformers")
 
 
-def python(name: str) -> Path:
-    """The Python of an environment."""
+def python(name: str | None) -> Path:
+    """The Python of an environment; this one, where none is named."""
+    if name is None:
+        return Path(sys.executable)
     return ROOT / f".venv-{name}" / "bin" / "python"
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from driver import PEERS
+from driver import OURS, PEERS
 from records import Records
 
-OURS = "segue_session"
 # Differences smaller than this are noise on a shared machine.
 MARGIN = 0.05
 
@@ -24,13 +23,15 @@ def notes(records: Records) -> list[str]:
                 continue
             for text in sorted(_instead(record)):
                 instead.setdefault((peer, text), []).append(number)
-            if any(turn.get("other_text") for turn in record["turns"]):
+            if _read_another_text(record):
                 other.setdefault(peer, []).append(number)
     lines = [
         f"- {PEERS[peer].title}, workload {_listed(numbers)}: {text}."
         for (peer, text), numbers in instead.items()
     ]
-    told = ["\\* What is done instead of what can't be done:\n", "\n".join(lines) + "\n"]
+    told = []
+    if lines:
+        told += ["\\* What is done instead of what can't be done:\n", "\n".join(lines) + "\n"]
     if other:
         whose = ", ".join(
             f"{PEERS[peer].title} in workload {_listed(numbers)}" for peer, numbers in other.items()
@@ -40,7 +41,14 @@ def notes(records: Records) -> list[str]:
             f"again in every turn, no line end behind a reply): {whose}. So its count may be low "
             "for what it leaves out.\n"
         )
-    return told if lines else told[2:]
+    return told
+
+
+def marks(record: dict[str, Any] | None) -> str:
+    """What in the table leads to the footnotes about a record."""
+    if record is None:
+        return ""
+    return ("\\*" if _instead(record) else "") + ("†" if _read_another_text(record) else "")
 
 
 def _instead(record: dict[str, Any]) -> set[str]:
@@ -49,6 +57,10 @@ def _instead(record: dict[str, Any]) -> set[str]:
     if "cannot" in record:
         found.add(record["cannot"].removeprefix("NotImplementedError: "))
     return found
+
+
+def _read_another_text(record: dict[str, Any]) -> bool:
+    return any(turn.get("other_text") for turn in record["turns"])
 
 
 def _listed(numbers: list[str]) -> str:

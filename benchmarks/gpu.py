@@ -270,7 +270,7 @@ def decode(
 def measure(options: argparse.Namespace, name: str) -> Iterator[dict[str, Any]]:
     """All lines of one model."""
     engine = random_engine(name) if name in SHAPES else segue.load(name)
-    where = circumstances("gpu", engine)
+    where = circumstances("gpu", engine.name)
 
     def attempt(kind: str, work: Callable[[], dict[str, Any]], **about: Any) -> dict[str, Any]:
         started = perf_counter()

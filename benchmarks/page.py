@@ -8,15 +8,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import gpu_section
-from driver import PEERS
-from findings import lost, notes
+from driver import OURS, PEERS
+from findings import lost, marks, notes
 from records import RESULTS, Records
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
-OURS = "segue_session"
 
 HEAD = """\
 # Benchmarks
@@ -92,8 +90,8 @@ def fed(records: Records) -> str:
         cells = []
         for peer in PEERS:
             ratio = records.ratio(name, peer)
-            marks = _marks(records.counts(name, peer))
-            cells.append("none" + marks if ratio is None else f"{ratio:.2f}{marks}")
+            told = "none" if ratio is None else f"{ratio:.2f}"
+            cells.append(told + marks(records.counts(name, peer)))
         model = {"smollm2": "SmolLM2"}.get(about["model"], f"random, {about['model']}")
         rows.append([f"{about['number']}. {about['title']}", model, *cells])
     head = ["Workload", "Model", *(peer.title for peer in PEERS.values())]
@@ -120,15 +118,6 @@ def fed(records: Records) -> str:
         )
         parts.append(picture("fed_by_turn", "Tokens fed in each turn of a growing conversation"))
     return "\n".join(parts)
-
-
-def _marks(record: dict[str, Any] | None) -> str:
-    if record is None:
-        return ""
-    turns = record["turns"]
-    restarted = any("instead" in told for told in record.get("restarts", ()))
-    instead = any(turn.get("instead") for turn in turns) or restarted or "cannot" in record
-    return ("\\*" if instead else "") + ("†" if any(t.get("other_text") for t in turns) else "")
 
 
 def times(records: Records) -> str:
@@ -242,15 +231,11 @@ def kept(records: Records) -> str:
             "mlx_load": "`mlx_lm` `load_prompt_cache`",
         }
         sizes = found["bytes"]
-        rows = [
-            [
-                title,
-                megabytes(sizes["cache" if "mlx" in name else "session"]),
-                seconds(found["seconds"][name]),
-                f"{1000 * found['seconds_per_mb'][name]['median']:.2f} ms",
-            ]
-            for name, title in names.items()
-        ]
+        rows = []
+        for name, title in names.items():
+            size, spent = sizes["cache" if "mlx" in name else "session"], found["seconds"][name]
+            per_mb = 1000 * spent["median"] / (size / 1e6)
+            rows.append([title, megabytes(size), seconds(spent), f"{per_mb:.2f} ms"])
         parts += [
             f"A session that holds {found['held_tokens']:,} tokens of SmolLM2:\n",
             table(["", "File", "Time", "Per MB"], rows),

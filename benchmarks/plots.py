@@ -16,7 +16,7 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from driver import PEERS
+from driver import OURS, PEERS
 from matplotlib.ticker import LogLocator
 from records import RESULTS, Records
 
@@ -96,7 +96,7 @@ def fed_by_turn(records: Records) -> Any:
         turns = records.turns("growth", name)
         if turns:
             fed = [turn["fed_tokens"] for turn in turns]
-            line = 2.4 if name == "segue_session" else 1.2
+            line = 2.4 if name == OURS else 1.2
             axes.plot(range(1, len(fed) + 1), fed, color=COLOURS[name], lw=line, label=peer.title)
     if not axes.lines:
         plt.close(figure)
@@ -141,7 +141,7 @@ def growth(records: Records) -> Any:
         return None
     figure, axes = plt.subplots(figsize=(6, 3.2))
     ways = {
-        "segue": ("Segue", COLOURS["segue_session"]),
+        "segue": ("Segue", COLOURS[OURS]),
         "bare": ("bare loop, same tokens at the same place", "#000000"),
         "stateless": ("stateless mlx-lm", COLOURS["stateless"]),
     }

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import platform
 import statistics
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 import mlx.core as mx
 
 import segue
+
+Told = Callable[[dict[str, Any]], None]
+"""Takes a record."""
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -20,12 +24,12 @@ def spread(values: list[float]) -> dict[str, float]:
     }
 
 
-def circumstances(benchmark: str, engine: Any) -> dict[str, Any]:
+def circumstances(benchmark: str, model: str) -> dict[str, Any]:
     return {
         "benchmark": benchmark,
         "machine": mx.device_info().get("device_name", platform.processor()),
         "device": str(mx.default_device()),
         "segue": segue.__version__,
         "versions": {name: metadata.version(name) for name in ("mlx", "mlx-lm")},
-        "model": engine.name,
+        "model": model,
     }

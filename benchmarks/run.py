@@ -18,7 +18,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import segue
@@ -31,13 +30,13 @@ import sessions
 import timing
 from driver import PEERS
 from models import DESCRIPTIONS, make_models
+from records import RESULTS
 from report import circumstances
 from texts import load_texts
 from workloads import Workload, about_a_document, all_workloads, plain_chat
 
 HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "cpu.jsonl"
-QUICK_RESULTS = HERE / "results" / "quick.jsonl"
+QUICK_RESULTS = RESULTS.with_name("quick.jsonl")
 PARTS = ("counts", "chat", "document", "sessions", "decode", "drafts")
 # Tokens of the document that is timed: one of 4,000 would take the stateless way minutes.
 TIMED_DOCUMENT = 2000
@@ -78,15 +77,15 @@ def described(texts: str, workloads: list[Workload]) -> dict[str, Any]:
     """The circumstances of this run."""
     packages = {}
     for peer in PEERS.values():
-        python = environments.python(peer.environment) if peer.environment else sys.executable
-        if peer.packages and Path(python).exists():
+        python = environments.python(peer.environment)
+        if peer.packages and python.exists():
             code = (
                 "import json; from peers.protocol import versions; "
                 f"print(json.dumps(versions(*{peer.packages!r})))"
             )
             packages |= json.loads(subprocess.check_output([python, "-c", code], cwd=HERE))
     return {
-        **circumstances("cpu", SimpleNamespace(name=DESCRIPTIONS["smollm2"])),
+        **circumstances("cpu", DESCRIPTIONS["smollm2"]),
         "kind": "circumstances",
         "versions": packages,
         "processor": _processor(),

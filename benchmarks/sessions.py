@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -26,10 +26,9 @@ from mlx_lm.models.cache import (
     save_prompt_cache,
     trim_prompt_cache,
 )
-from report import spread
+from report import Told, spread
 from workloads import Workload
 
-Told = Callable[[dict[str, Any]], None]
 # Times are taken in this many turns behind each of these.
 STRETCH = 5
 
@@ -139,14 +138,12 @@ def held_session(engine: segue.MlxEngine, text: str, tokens: int) -> segue.ChatS
 def measure_saving(
     engine: segue.MlxEngine, session: segue.ChatSession, runs: int, tell: Told
 ) -> None:
-    """Seconds per MB to save and resume, beside mlx-lm's functions on the same cache."""
+    """Seconds to save and resume, beside mlx-lm's functions on the same cache."""
     seconds: dict[str, list[float]] = {"save": [], "resume": [], "mlx_save": [], "mlx_load": []}
-    sizes = {}
     with tempfile.TemporaryDirectory() as folder:
         path, plain = Path(folder, "session.safetensors"), Path(folder, "cache.safetensors")
         session.save_cache(plain)
-        cache = load_prompt_cache(str(plain))
-        mx.eval([layer.state for layer in cache])
+        cache = _loaded(plain)
         for run in range(runs + 1):
             for name, action in (
                 ("save", lambda: session.save(path)),
@@ -165,12 +162,6 @@ def measure_saving(
             "held_tokens": session.cached_tokens,
             "bytes": sizes,
             "seconds": {name: spread(values) for name, values in seconds.items()},
-            "seconds_per_mb": {
-                name: spread(
-                    [s / (sizes["cache" if "mlx" in name else "session"] / 1e6) for s in values]
-                )
-                for name, values in seconds.items()
-            },
         }
     )
 
@@ -179,14 +170,14 @@ def _resumed(path: Path, engine: segue.MlxEngine) -> None:
     segue.ChatSession.open(path, engine).close()
 
 
-def _loaded(path: Path) -> None:
+def _loaded(path: Path) -> Any:
+    cache: Any = load_prompt_cache(str(path))
     # mlx-lm's arrays are read when they are needed.
-    mx.eval([layer.state for layer in load_prompt_cache(str(path))])
+    mx.eval([layer.state for layer in cache])
+    return cache
 
 
-def measure_forks(
-    engine: segue.MlxEngine, session: segue.ChatSession, question: str, forks: int, tell: Told
-) -> None:
+def measure_forks(session: segue.ChatSession, question: str, forks: int, tell: Told) -> None:
     """What forks cost that each take a short turn, beside a copy of the cache for each.
 
     One more fork warms up.
@@ -197,8 +188,7 @@ def measure_forks(
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "cache.safetensors")
         session.save_cache(path)
-        copy = load_prompt_cache(str(path))
-        mx.eval([layer.state for layer in copy])
+        copy = _loaded(path)
         copied = mx.get_active_memory() - before
         del copy
     mx.clear_cache()
@@ -253,4 +243,4 @@ def measure(
     session = held_session(engine, text, 300 if quick else 4000)
     measure_saving(engine, session, 2 if quick else 5, tell)
     question = " ".join(["Say in one word what the text above is about, and nothing else."] * 3)
-    measure_forks(engine, session, question, 3 if quick else 10, tell)
+    measure_forks(session, question, 3 if quick else 10, tell)

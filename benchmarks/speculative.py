@@ -106,7 +106,7 @@ def main() -> None:
         "repeats its input": [REPEAT.format(word=word, text=text) for word, text in TEXTS],
         "does not": QUESTIONS,
     }
-    result = {**circumstances("speculative", engine), **vars(options), "tasks": {}}
+    result = {**circumstances("speculative", engine.name), **vars(options), "tasks": {}}
     same = True
     for task, prompts in tasks.items():
         rates: dict[str, list[float]] = {name: [] for name in ways}

@@ -9,18 +9,17 @@ from __future__ import annotations
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from time import sleep
 from typing import Any
 
-from driver import PEERS, PeerError, PeerProcess
-from report import spread
+from driver import OURS, PEERS, PeerError, PeerProcess
+from report import Told, spread
 from workloads import Conversation, Step, Workload
 
 # Threads that have nothing to do any more spin for a while, and would slow down the next peer.
 PAUSE = 0.4
 FIGURES = ("first_token_seconds", "decode_tokens_per_second")
-Told = Callable[[dict[str, Any]], None]
 
 
 def _begin(
@@ -121,12 +120,12 @@ def _tell(
         record: dict[str, Any] = {"kind": "timed", "workload": workload.name, "peer": name}
         record |= {"runs": runs, "turns": []}
         for measures in turns:
-            mine, ours = measures[name], measures["segue_session"]
+            mine, ours = measures[name], measures[OURS]
             figures: dict[str, Any] = {
                 figure: spread([measure[figure] for measure in mine]) for figure in FIGURES
             }
             figures["fed_tokens"] = statistics.median(measure["fed_tokens"] for measure in mine)
-            if "segue_session" in memory and PEERS[name].same_engine and name != "segue_session":
+            if OURS in memory and PEERS[name].same_engine and name != OURS:
                 figures["segue_over_this"] = {}
                 for figure in FIGURES:
                     pairs = [(a[figure], b[figure]) for a, b in zip(ours, mine, strict=True)]

@@ -81,10 +81,6 @@ class Workload:
         """How many replies are asked for."""
         return sum(step.replies for step in self.steps)
 
-    def shortened(self, steps: int) -> Workload:
-        """Its first steps alone."""
-        return replace(self, steps=self.steps[:steps])
-
     def to_json(self) -> dict[str, Any]:
         """As a peer gets it: all but the steps."""
         return {

@@ -9,7 +9,6 @@ begins anew with the whole history. Branches copy the cache, as `mlx_lm.server` 
 from __future__ import annotations
 
 import copy
-import os
 from time import perf_counter
 from typing import Any
 
@@ -20,25 +19,23 @@ import mlx_lm
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
 from peers.mlx_generation import say
-from peers.protocol import Measure, Messages, rate, serve
+from peers.protocol import LoadingPeer, Measure, Messages, filed, rate, serve
 
 
-class HandKeptPeer:
+class HandKeptPeer(LoadingPeer):
     """One prompt cache, and what was fed into it."""
 
-    _model: Any = None
-    _cache: Any = None
-    _place: str | None = None
-
     def begin(self, workload: dict[str, Any], paths: dict[str, str]) -> None:
-        place = paths[f"{workload['model']}/{workload['template']}"]
-        if place != self._place:
-            self._model = self._cache = None  # one model at a time
-            self._model, self._tokenizer = mlx_lm.load(place)
-            self._place = place
-        self._workload = workload
-        self._cache = make_prompt_cache(self._model)
+        super().begin(workload, paths)
+        self._cache: Any = make_prompt_cache(self._model)
         self._fed: list[int] = []
+
+    def load(self, place: str) -> Any:
+        model, self._tokenizer = mlx_lm.load(place)
+        return model
+
+    def let_go(self) -> None:
+        self._cache = self._marked = None
 
     def _render(self, messages: Messages) -> list[int]:
         return self._tokenizer.apply_chat_template(
@@ -82,16 +79,13 @@ class HandKeptPeer:
     def save(self, path: str) -> dict[str, Any]:
         started = perf_counter()
         save_prompt_cache(path, self._cache, {"fed": ",".join(map(str, self._fed))})
-        return {"seconds": perf_counter() - started, "bytes": os.path.getsize(path)}
+        return filed(started, path)
 
     def resume(self, path: str) -> dict[str, Any]:
         started = perf_counter()
         self._cache, metadata = load_prompt_cache(path, return_metadata=True)
         self._fed = [int(token) for token in metadata["fed"].split(",")]
-        return {"seconds": perf_counter() - started, "bytes": os.path.getsize(path)}
-
-    def end(self) -> None:
-        pass
+        return filed(started, path)
 
 
 if __name__ == "__main__":

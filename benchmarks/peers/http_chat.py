@@ -35,6 +35,7 @@ class Heard:
     """What came of a streamed reply.
 
     Attributes:
+        started: When the question was put.
         first: When its first text came, or it ended without any.
         last: When its last text came.
         pieces: Its text, reasoning included, as it came.
@@ -43,6 +44,7 @@ class Heard:
         read: The most tokens that were to be read.
     """
 
+    started: float
     first: float
     last: float
     pieces: list[str] = field(default_factory=list)
@@ -63,10 +65,10 @@ class Heard:
             self.first = self.first if self.pieces else self.last
             self.pieces.append(text)
 
-    def measure(self, started: float, *, fed: int, prompt: int | None, generated: int) -> Measure:
-        """What became of a turn whose question was put at `started`."""
+    def measure(self, *, fed: int, prompt: int | None, generated: int) -> Measure:
+        """What became of the turn."""
         speed = rate(generated, self.first, self.last)
-        seconds = self.first - started
+        seconds = self.first - self.started
         text = "".join(self.pieces)
         return Measure(text, fed, prompt, generated, seconds, speed, ended=self.ended)
 
@@ -74,7 +76,7 @@ class Heard:
 def hear(address: str, body: dict[str, Any], enough: Callable[[Heard], bool]) -> Heard:
     """Listen to a reply until it ends, or until it is enough: then hang up."""
     started = perf_counter()
-    heard = Heard(started, started)
+    heard = Heard(started, started, started)
     chunks = stream(address, body)
     for chunk in chunks:
         heard.add(chunk)

@@ -15,10 +15,10 @@ from typing import Any
 import xllamacpp
 
 from peers.http_chat import hear
-from peers.protocol import Measure, Messages, serve
+from peers.protocol import Measure, Messages, Peer, place_of, serve
 
 
-class LlamaCppPeer:
+class LlamaCppPeer(Peer):
     """A server in this process, and requests to it."""
 
     _server: Any = None
@@ -35,9 +35,7 @@ class LlamaCppPeer:
         if threads := os.environ.get("OMP_NUM_THREADS"):
             params.cpuparams.n_threads = params.cpuparams_batch.n_threads = int(threads)
         params.slot_save_path = tempfile.gettempdir() + os.sep
-        with open(
-            os.path.join(paths[f"smollm2/{workload['template']}"], "chat_template.jinja")
-        ) as f:
+        with open(os.path.join(place_of(workload, paths), "chat_template.jinja")) as f:
             params.chat_template = f.read()
         self._server = xllamacpp.Server(params)
         self._workload = workload
@@ -57,7 +55,6 @@ class LlamaCppPeer:
         if self._workload["tools"]:
             body["tools"] = self._workload["tools"]
         cut = step["cut"]
-        started = perf_counter()
         heard = hear(
             self._server.listening_address,
             body,
@@ -67,17 +64,10 @@ class LlamaCppPeer:
         )
         timings = heard.told["timings"]
         return heard.measure(
-            started,
             fed=timings["prompt_n"],
             prompt=timings["prompt_n"] + timings["cache_n"],
             generated=timings["predicted_n"],
         )
-
-    def mark(self) -> None:
-        pass
-
-    def branch(self) -> None:
-        pass
 
     def _slots(self, action: str, path: str) -> dict[str, Any]:
         request = urllib.request.Request(

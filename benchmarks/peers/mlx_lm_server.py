@@ -13,23 +13,22 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from time import perf_counter
 from typing import Any
 
 from peers.http_chat import hear
-from peers.protocol import Measure, Messages, serve
+from peers.protocol import Measure, Messages, Peer, place_of, serve
 
 SERVER = "import segue.mlx; from mlx_lm.server import main; main()"
 
 
-class MlxServerPeer:
+class MlxServerPeer(Peer):
     """A server process, and requests to it."""
 
     _process: subprocess.Popen[bytes] | None = None
 
     def begin(self, workload: dict[str, Any], paths: dict[str, str]) -> None:
         self.end()
-        place = paths[f"{workload['model']}/{workload['template']}"]
+        place = place_of(workload, paths)
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             port = found.getsockname()[1]
@@ -67,7 +66,6 @@ class MlxServerPeer:
         if self._workload["tools"]:
             body["tools"] = self._workload["tools"]
         cut = step["cut"]
-        started = perf_counter()
         heard = hear(
             self._address, body, lambda heard: cut is not None and len(heard.pieces) >= cut
         )
@@ -77,23 +75,13 @@ class MlxServerPeer:
             # A prompt that is held whole is fed its last token again.
             fed = max(usage["prompt_tokens"] - cached, 1)
         return heard.measure(
-            started,
             fed=fed,
             prompt=usage.get("prompt_tokens"),
             generated=usage.get("completion_tokens", len(heard.pieces)),
         )
 
-    def mark(self) -> None:
-        pass
-
-    def branch(self) -> None:
-        pass
-
     def save(self, path: str) -> dict[str, Any]:
         return {"instead": "its prompt cache is not saved: the new process reads the whole history"}
-
-    def resume(self, path: str) -> dict[str, Any]:
-        return {}
 
     def end(self) -> None:
         if self._process is not None:

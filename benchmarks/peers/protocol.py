@@ -11,7 +11,8 @@ import resource
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from time import perf_counter
+from typing import Any
 
 Messages = Sequence[dict[str, str]]
 
@@ -45,14 +46,16 @@ class Measure:
     instead: str | None = None
 
 
-class Peer(Protocol):
-    """One way to hold a conversation."""
+class Peer:
+    """One way to hold a conversation; this one keeps nothing between turns."""
 
     def begin(self, workload: dict[str, Any], paths: dict[str, str]) -> None:
         """Load the workload's model and forget every conversation."""
+        raise NotImplementedError
 
     def take(self, step: dict[str, Any], messages: Messages) -> Measure:
         """Answer what a step asks, all messages of the conversation given."""
+        raise NotImplementedError
 
     def mark(self) -> None:
         """Note this place of the conversation."""
@@ -62,12 +65,47 @@ class Peer(Protocol):
 
     def save(self, path: str) -> dict[str, Any]:
         """Write what a new process needs to go on; the process ends then."""
+        return {}
 
     def resume(self, path: str) -> dict[str, Any]:
         """Go on, in a new process that has begun the same workload."""
+        return {}
 
     def end(self) -> None:
         """Let go of everything."""
+
+
+class LoadingPeer(Peer):
+    """A peer that has one model at a time in its own process."""
+
+    _place: str | None = None
+    _model: Any = None
+
+    def begin(self, workload: dict[str, Any], paths: dict[str, str]) -> None:
+        place = place_of(workload, paths)
+        if place != self._place:
+            self._place = self._model = None
+            self.let_go()
+            self._model = self.load(place)
+            self._place = place
+        self._workload = workload
+
+    def load(self, place: str) -> Any:
+        """The model in a folder."""
+        raise NotImplementedError
+
+    def let_go(self) -> None:
+        """Hold nothing that belongs to the model any more."""
+
+
+def place_of(workload: dict[str, Any], paths: dict[str, str]) -> str:
+    """The folder of a workload's model, with its template."""
+    return paths[f"{workload['model']}/{workload['template']}"]
+
+
+def filed(started: float, path: str) -> dict[str, Any]:
+    """What is told of a file that was just written or read."""
+    return {"seconds": perf_counter() - started, "bytes": os.path.getsize(path)}
 
 
 def rate(tokens: int, first: float, last: float) -> float:

@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import segue
-from peers.protocol import Measure, Messages, rate, serve
+from peers.protocol import LoadingPeer, Measure, Messages, filed, rate, serve
 
 
-class SeguePeer:
+class SeguePeer(LoadingPeer):
     """A `ChatSession` and its forks.
 
     Args:
         load: From a folder to an engine.
     """
 
-    _loaded: tuple[str, Any] | None = None
-    _session: Any = None
-
     def __init__(self, load: Callable[[str], Any] = segue.load) -> None:
         self._load = load
+        self._session: Any = None
         self._marked: segue.ChatSession | None = None
 
+    def load(self, place: str) -> Any:
+        return self._load(place)
+
+    def let_go(self) -> None:
+        self._session = self._marked = None
+
     def begin(self, workload: dict[str, Any], paths: dict[str, str]) -> None:
-        place = paths[f"{workload['model']}/{workload['template']}"]
-        if self._loaded is None or self._loaded[0] != place:
-            self._loaded = self._session = None  # one model at a time
-            self._loaded = (place, self._load(place))
+        super().begin(workload, paths)
         self._generation = segue.GenerationConfig(temperature=workload["temperature"])
         self._session = segue.ChatSession(
-            self._loaded[1],
+            self._model,
             instructions=workload["instructions"],
             generation=self._generation,
             template_kwargs={"tools": workload["tools"]} if workload["tools"] else None,
@@ -81,13 +81,12 @@ class SeguePeer:
     def save(self, path: str) -> dict[str, Any]:
         started = perf_counter()
         self._session.save(path)
-        return {"seconds": perf_counter() - started, "bytes": os.path.getsize(path)}
+        return filed(started, path)
 
     def resume(self, path: str) -> dict[str, Any]:
-        assert self._loaded is not None
         started = perf_counter()
-        self._session = segue.ChatSession.open(path, self._loaded[1])
-        return {"seconds": perf_counter() - started, "bytes": os.path.getsize(path)}
+        self._session = segue.ChatSession.open(path, self._model)
+        return filed(started, path)
 
     def end(self) -> None:
         self._marked = None

@@ -11,22 +11,15 @@ import segue.mlx  # noqa: F401 (a good BLAS, before MLX)
 import mlx_lm
 
 from peers.mlx_generation import say
-from peers.protocol import Measure, Messages, rate, serve
+from peers.protocol import LoadingPeer, Measure, Messages, rate, serve
 
 
-class StatelessPeer:
+class StatelessPeer(LoadingPeer):
     """Holds nothing."""
 
-    _model: Any = None
-    _place: str | None = None
-
-    def begin(self, workload: dict[str, Any], paths: dict[str, str]) -> None:
-        place = paths[f"{workload['model']}/{workload['template']}"]
-        if place != self._place:
-            self._model = None  # one model at a time
-            self._model, self._tokenizer = mlx_lm.load(place)
-            self._place = place
-        self._workload = workload
+    def load(self, place: str) -> Any:
+        model, self._tokenizer = mlx_lm.load(place)
+        return model
 
     def take(self, step: dict[str, Any], messages: Messages) -> Measure:
         started = perf_counter()
@@ -43,21 +36,6 @@ class StatelessPeer:
             rate(len(said.tokens), said.first, said.last),
             said.tokens,
         )
-
-    def mark(self) -> None:
-        pass
-
-    def branch(self) -> None:
-        pass
-
-    def save(self, path: str) -> dict[str, Any]:
-        return {}
-
-    def resume(self, path: str) -> dict[str, Any]:
-        return {}
-
-    def end(self) -> None:
-        pass
 
 
 if __name__ == "__main__":

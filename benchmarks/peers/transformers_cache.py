@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from peers.protocol import Measure, Messages, rate, serve
+from peers.protocol import LoadingPeer, Measure, Messages, rate, serve
 
 
 class Clock:
@@ -29,25 +29,22 @@ class Clock:
         pass
 
 
-class TransformersPeer:
+class TransformersPeer(LoadingPeer):
     """A model, a cache, and the ids in it."""
 
-    _model: Any = None
-    _cache: Any = None
-    _place: str | None = None
-
     def begin(self, workload: dict[str, Any], paths: dict[str, str]) -> None:
-        place = paths[f"{workload['model']}/{workload['template']}"]
-        if place != self._place:
-            self._model = self._cache = None  # one model at a time
-            self._tokenizer = AutoTokenizer.from_pretrained(place)
-            self._model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
-            self._place = place
-        self._workload = workload
+        super().begin(workload, paths)
         self._new_cache()
 
+    def load(self, place: str) -> Any:
+        self._tokenizer = AutoTokenizer.from_pretrained(place)
+        return AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32)
+
+    def let_go(self) -> None:
+        self._cache = None
+
     def _new_cache(self) -> None:
-        self._cache = DynamicCache(config=self._model.config)
+        self._cache: Any = DynamicCache(config=self._model.config)
         self._held: list[int] = []
 
     def take(self, step: dict[str, Any], messages: Messages) -> Measure:
@@ -106,20 +103,8 @@ class TransformersPeer:
             return True
         return False
 
-    def mark(self) -> None:
-        pass
-
-    def branch(self) -> None:
-        pass
-
     def save(self, path: str) -> dict[str, Any]:
         return {"instead": "its cache is not saved: the new process reads the whole history"}
-
-    def resume(self, path: str) -> dict[str, Any]:
-        return {}
-
-    def end(self) -> None:
-        pass
 
 
 if __name__ == "__main__":
