@@ -44,6 +44,12 @@ def data_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a session is saved."""
+    return tmp_path / "talk.segue"
+
+
+@pytest.fixture
 def never_paused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts are asked always: the clock must not decide what a test covers."""
     from segue.pace import Pace

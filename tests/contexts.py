@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -120,3 +121,19 @@ def through_a_file(parts: Mapping[str, StoredPart]) -> dict[str, StoredPart]:
         )
         for name, part in parts.items()
     }
+
+
+def elsewhere(work: Callable[[], Any]) -> None:
+    """Do it on a thread of its own."""
+    failures = []
+
+    def attempt():
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    assert not failures

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
-from segue import ChatSession, Message
+from segue import ChatSession, GenerationConfig, Message
+from segue.testing import FakeEngine
+
+SHORT = GenerationConfig(max_tokens=5)
 
 
 def held(session: ChatSession) -> tuple[int, ...]:
@@ -36,6 +40,15 @@ def check_ledger(session: ChatSession) -> None:
 def say(ids: Sequence[int]) -> int:
     """A letter that depends on every id in the cache."""
     return 97 + hash(tuple(ids)) % 26
+
+
+def talk(*questions: str, script: Any = say, trimmable: bool = True, **kwargs: Any) -> ChatSession:
+    """A session over the fake engine that was asked these questions."""
+    engine = FakeEngine(script, trimmable=trimmable)
+    session = ChatSession(engine, **{"generation": SHORT, **kwargs})
+    for question in questions:
+        session.respond(question)
+    return session
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

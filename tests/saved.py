@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import warnings
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
-import pytest
-from rich.console import Console
-
 from segue import Message
-from segue.cli import main as cli
 from segue.cli.session_folder import session_path
 from segue.ledger import TokenLedger
 from segue.session_layout import Origin, write_session_file
@@ -46,32 +41,6 @@ def held_elsewhere(path):
         holder.stdin.close()
 
 
-def run(*arguments: str) -> int:
-    showwarning = warnings.showwarning
-    try:
-        with pytest.raises(SystemExit) as done:
-            cli.main(arguments)
-    finally:
-        warnings.showwarning = showwarning
-    return done.value.code
-
-
-def shown(capsys, *arguments: str) -> str:
-    assert run(*arguments) == 0
-    out, err = capsys.readouterr()
-    assert err == ""
-    return out
-
-
-def complaint(capsys, *arguments: str) -> str:
-    assert run(*arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("segue: ")
-    assert err.count("\n") == 1
-    return err
-
-
 def write(name, *history, days=0.0, tokens=0, model="smollm2", instructions=None, usage=Usage()):  # noqa: B008
     """A session file, written so many days ago."""
     path = session_path(name)
@@ -85,14 +54,3 @@ def write(name, *history, days=0.0, tokens=0, model="smollm2", instructions=None
         texts["tokens"] = ledger_to_json(TokenLedger(tuple(range(tokens))))
     write_session_file(path, Conversation(instructions, tuple(history)), texts, {})
     return path
-
-
-def terminal(monkeypatch, width: int):
-    """What Rich takes for a terminal of that width."""
-
-    class Terminal(Console):
-        def __init__(self, **kwargs):
-            super().__init__(**kwargs, force_terminal=True, width=width, color_system=None)
-
-    monkeypatch.setattr("segue.cli.session_list.Console", Terminal)
-    monkeypatch.setattr("rich.console.Console", Terminal)

@@ -56,10 +56,6 @@ class Parts:
             "data_offsets": [begin, begin + len(data)],
         }
 
-    def drop(self, part: str) -> None:
-        for key in (f"segue.{part}", f"segue.{part}.sha256"):
-            self.metadata.pop(key, None)
-
     def seal(self, parts: Iterable[str] = (*TEXTS, *STATES)) -> None:
         """Make the checksums of parts right again."""
         for part in parts:
@@ -131,7 +127,7 @@ def parts(change):
 
     def make_case(raw: bytes) -> bytes:
         file = Parts.of(raw)
-        file = change(file) or file
+        change(file)
         return file.join()
 
     return make_case
@@ -149,15 +145,20 @@ def meta(**changes):
     return parts(change)
 
 
-def conversation(change):
-    """A conversation that is not one, with the right checksum."""
+def told(part: str, change):
+    """A part whose text is another, with the right checksum."""
 
     def put(file: Parts) -> None:
-        entry = file.told("conversation")
+        entry = file.told(part)
         changed = change(entry)
-        file.tell("conversation", entry if changed is None else changed)
+        file.tell(part, entry if changed is None else changed)
 
     return parts(put)
+
+
+def conversation(change):
+    """A conversation that is not one, with the right checksum."""
+    return told("conversation", change)
 
 
 def header(change):

@@ -127,7 +127,6 @@ def temporary_files(path: Path) -> set[str]:
 def main(path: Path, kills: int, seed: int) -> None:
     dice = random.Random(seed)
     bystanders = set(os.listdir(path.parent))
-    others = temporary_files(path)
     session = ChatSession(LoadedEngine())
     times = []
     for version in range(1, 6):
@@ -141,7 +140,7 @@ def main(path: Path, kills: int, seed: int) -> None:
         told = kill_one(path, version, dice.uniform(0, span), number % 8 == 0)
         version = look(path)
         assert version in (told, told + 1), f"{told} was acknowledged, and {version} is there"
-        left = temporary_files(path) - others
+        left = temporary_files(path) - bystanders
         # Each save has removed what the killed one before it left.
         assert len(left) <= 1, left
         seen["before" if version == told else "after"] += 1

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import architectures
 import pytest
-from architectures import DATA, NO_DATA, TOLERANCE, CannotRunError, examine
+import talks
+from architectures import DATA, NO_DATA, CannotRunError, examine
+from talks import TOLERANCE
 from tiny import tiny_llama
 
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
@@ -32,8 +34,8 @@ def test_the_script_finds_a_cache_that_is_not_rewound(monkeypatch):
     """The check itself: a context that says it went back, and did not, is found out."""
     from segue.mlx.kv_state import KVState
 
-    engine = architectures.wrap(tiny_llama(262))
-    architectures.Talk(engine, architectures.BASE).run()
+    engine = talks.wrap(tiny_llama(262))
+    talks.Talk(engine, talks.BASE).run()
 
     def pretend(state, offset, mark=None):
         state.offset = min(offset, state.offset)
@@ -41,17 +43,17 @@ def test_the_script_finds_a_cache_that_is_not_rewound(monkeypatch):
 
     monkeypatch.setattr(KVState, "rewind", pretend)
     with pytest.raises(AssertionError, match="relative error"):
-        architectures.Talk(engine, architectures.BASE).run()
+        talks.Talk(engine, talks.BASE).run()
 
 
 @pytest.mark.parametrize("off", [-1, 1])
 def test_the_script_finds_a_turn_that_feeds_another_number_of_tokens(monkeypatch, off):
     from segue import session_cache
 
-    engine = architectures.wrap(tiny_llama(262))
+    engine = talks.wrap(tiny_llama(262))
     keep = session_cache.tokens_to_keep
     monkeypatch.setattr(
         session_cache, "tokens_to_keep", lambda *args: max(0, keep(*args) + off * bool(keep(*args)))
     )
     with pytest.raises(AssertionError):
-        architectures.Talk(engine, architectures.BASE).run()
+        talks.Talk(engine, talks.BASE).run()

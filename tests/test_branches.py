@@ -6,7 +6,8 @@ import copy
 import pickle
 
 import pytest
-from ledgers import check_ledger, held, rendered, say
+from chats import contents
+from ledgers import SHORT, check_ledger, held, rendered, say, talk
 
 from segue import (
     ChatSession,
@@ -19,23 +20,6 @@ from segue import (
     TemplateError,
 )
 from segue.testing import FakeEngine
-
-SHORT = GenerationConfig(max_tokens=5)
-
-
-def talk(*questions, script=say, trimmable=True, **kwargs):
-    session = ChatSession(
-        FakeEngine(script, trimmable=trimmable),
-        generation=kwargs.pop("generation", SHORT),
-        **kwargs,
-    )
-    for question in questions:
-        session.respond(question)
-    return session
-
-
-def texts(messages):
-    return [message.content for message in messages]
 
 
 def fresh(session):
@@ -123,20 +107,20 @@ def test_undo_closes_a_live_reply_and_takes_it_back():
     session = talk("one")
     reply = session.stream("two")
     next(reply)
-    assert texts(session.undo())[0] == "two"
+    assert contents(session.undo())[0] == "two"
     assert reply.ended
-    assert texts(session.history)[:1] == ["one"]
+    assert contents(session.history)[:1] == ["one"]
     check_ledger(session)
 
 
 def test_another_reply_replaces_the_last_one_and_reads_next_to_nothing():
     session = talk("hi", script=["first", "second", "third"], generation=GenerationConfig())
     assert session.regenerate() == "second"
-    assert texts(session.history) == ["hi", "second"]
+    assert contents(session.history) == ["hi", "second"]
     assert session.usage.turns[-1].fed_tokens == 1
     with session.stream_again() as reply:
         assert "".join(response.text for response in reply) == "third"
-    assert texts(session.history) == ["hi", "third"]
+    assert contents(session.history) == ["hi", "third"]
     check_ledger(session)
 
 
@@ -172,8 +156,8 @@ def test_the_old_reply_comes_back_where_nothing_new_was_said():
     assert session.respond("ho") == fresh_reply(before, "ho")
 
 
-def fresh_reply(history, text):
-    return ChatSession(FakeEngine(say), history=history, generation=SHORT).respond(text)
+def fresh_reply(history, text, instructions=None):
+    return talk(history=history, instructions=instructions).respond(text)
 
 
 def test_a_reply_to_a_tool_s_result_is_replaced_alone():
@@ -188,7 +172,7 @@ def test_a_regenerated_turn_counts_as_one_turn():
     session.regenerate()
     assert len(session.history) == 4
     session.undo()
-    assert texts(session.history)[0] == "one"
+    assert contents(session.history)[0] == "one"
     assert len(session.history) == 2
 
 
@@ -260,7 +244,7 @@ def test_forks_go_their_own_ways():
     assert twin.history[-1].content == alone.respond("two")
     assert twin.instructions == "Be brief."
     session.respond("three")
-    assert texts(twin.history)[2] == "two"
+    assert contents(twin.history)[2] == "two"
     check_ledger(twin)
 
 
@@ -302,17 +286,7 @@ def test_what_the_template_refuses_after_an_edit_is_forgotten_all_the_same():
     with pytest.raises(TemplateError):
         session.regenerate()
     session.edit(2, "three")
-    assert session.regenerate() == fresh_reply_after(session, 2, "three")
-
-
-def fresh_reply_after(session, count, text):
-    again = ChatSession(
-        FakeEngine(say),
-        instructions=session.instructions,
-        history=session.history[:count],
-        generation=SHORT,
-    )
-    return again.respond(text)
+    assert session.regenerate() == fresh_reply(session.history[:2], "three", session.instructions)
 
 
 def test_instructions_that_are_no_text_are_refused_at_once():

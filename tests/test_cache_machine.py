@@ -13,12 +13,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from architectures import Expected, Recorder, Talk, wrap
 from cache_models import tiny_chunked, tiny_lists
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from ledgers import common_prefix, rendered
+from talks import Expected, Recorder, Talk, wrap
 from tiny import tiny_hybrid, tiny_llama, tiny_mamba
 
 from segue import (

@@ -218,7 +218,7 @@ def test_a_session_that_two_begin_at_once_belongs_to_the_first():
 
 
 def test_a_full_disk_is_told_and_the_chat_goes_on(monkeypatch):
-    full = True
+    full = False
     fsync = os.fsync
 
     def failing(descriptor):
@@ -235,7 +235,6 @@ def test_a_full_disk_is_told_and_the_chat_goes_on(monkeypatch):
         full = True
 
     monkeypatch.setattr(os, "fsync", failing)
-    space()
     chat = talk("hi", "/save one", filled, "ho", "/fork two", "/switch two", "he", space, "/help")
     lines = told(chat)
     assert lines[2] == "b"

@@ -11,7 +11,8 @@ import sys
 import pexpect
 import pytest
 from chats import contents, letters, talk, told
-from saved import TALK, complaint, held_elsewhere, run, shown, write
+from command import complaint, run, shown
+from saved import TALK, held_elsewhere, write
 
 from segue import (
     ChatSession,

@@ -9,8 +9,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from command import complaint, run, shown, terminal
 from rich.cells import cell_len
-from saved import CALL, NOW, TALK, complaint, run, shown, terminal, write
+from saved import CALL, NOW, TALK, write
 
 from segue import ConfigurationError, Message, SessionFile
 from segue.cli import session_folder, session_list

@@ -7,8 +7,9 @@ import json
 import sys
 
 import pytest
+from command import complaint, run, shown, terminal
 from rich.console import Console
-from saved import CALL, TALK, complaint, held_elsewhere, run, shown, terminal, write
+from saved import CALL, TALK, held_elsewhere, write
 
 from segue import (
     Message,

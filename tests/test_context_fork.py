@@ -5,14 +5,11 @@ from __future__ import annotations
 import gc
 import itertools
 import random
-import threading
-from collections.abc import Callable
-from typing import Any
 
 import mlx.core as mx
 import pytest
 from caches import foreign
-from contexts import KINDS, SEEDED, Line, begun, check_fresh, config_of, engine_of, words
+from contexts import KINDS, SEEDED, Line, begun, check_fresh, config_of, elsewhere, engine_of, words
 from tiny import disturbed, tiny_llama, toy_engine
 
 from segue import GenerationError, SpeculativeDecodingConfig
@@ -66,22 +63,6 @@ def test_both_come_back_to_where_they_could(kind):
         again = words(seed + 2, 4)
         assert line.say(again, config_of(kind)) == alone.say(again, config_of(kind))
         check_fresh(line, engine, config_of(kind))
-
-
-def elsewhere(work: Callable[[], Any]) -> None:
-    """Do it on a thread of its own."""
-    failures = []
-
-    def attempt():
-        try:
-            work()
-        except BaseException as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=attempt)
-    thread.start()
-    thread.join()
-    assert not failures
 
 
 @pytest.mark.parametrize("kind", ["full", "quantized"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import threading
 
 import mlx.core as mx
 import pytest
@@ -16,6 +15,7 @@ from contexts import (
     begun,
     check_fresh,
     config_of,
+    elsewhere,
     engine_of,
     through_a_file,
     words,
@@ -214,9 +214,7 @@ def test_rows_that_fill_their_buffer_are_not_copied():
 def test_another_thread_goes_on_where_a_reply_was_as_long_as_it_may_be(kind):
     line, same = begun(kind), begun(kind)
     said = []
-    thread = threading.Thread(target=lambda: said.append(line.say(words(7, 5), config_of(kind))))
-    thread.start()
-    thread.join()
+    elsewhere(lambda: said.append(line.say(words(7, 5), config_of(kind))))
     assert said == [same.say(words(7, 5), config_of(kind))]
 
 
@@ -229,9 +227,7 @@ def test_another_thread_may_store_and_restore(kind):
         again = restored(line, kind)
         results.append((again, again.say(words(7, 5), config_of(kind))))
 
-    thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
+    elsewhere(work)
     again, said = results[0]
     assert line.say(words(7, 5), config_of(kind)) == said
     assert line.say(words(8, 5), config_of(kind)) == again.say(words(8, 5), config_of(kind))

@@ -22,11 +22,6 @@ from segue.testing import FakeEngine
 KEPT: list[FileLock] = []
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "talk.segue"
-
-
 def lock_file(path):
     return next((file for file in path.parent.iterdir() if file.suffix == ".lock"), None)
 

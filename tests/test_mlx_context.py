@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from ledgers import say
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import ChunkedKVCache, KVCache, RotatingKVCache
 from tiny import (
@@ -189,14 +189,10 @@ def test_kv_bits_are_refused_where_they_can_not_be_had(make):
 # --- failures -----------------------------------------------------------------------------------
 
 
-def rule(ids: Sequence[int]) -> int:
-    return 97 + hash(tuple(ids)) % 26
-
-
 @pytest.mark.parametrize("failure", [None, KeyboardInterrupt(), ZeroDivisionError()])
 @pytest.mark.parametrize("call", [1, 2, 3, 6])
 def test_a_forward_pass_that_fails_half_way_empties_the_context(call, failure):
-    model = CachingModel(rule, 300, fail_at=[call], failure=failure)
+    model = CachingModel(say, 300, fail_at=[call], failure=failure)
     config = GenerationConfig(max_tokens=8, prefill_step_size=16)
     session = ChatSession(MlxEngine(model, ToyTokenizer()), generation=config)
     streamed = ""
@@ -209,7 +205,7 @@ def test_a_forward_pass_that_fails_half_way_empties_the_context(call, failure):
         list(reply)
     check_cache(session)
     fresh = ChatSession(
-        MlxEngine(CachingModel(rule, 300), ToyTokenizer()),
+        MlxEngine(CachingModel(say, 300), ToyTokenizer()),
         history=session.history[:2],
         generation=config,
     )
@@ -224,7 +220,7 @@ def check_cache(session: ChatSession) -> None:
 
 
 def test_a_failure_of_mlx_is_mapped_and_names_its_cause():
-    model = CachingModel(rule, 300, fail_at=[1])
+    model = CachingModel(say, 300, fail_at=[1])
     session = ChatSession(MlxEngine(model, ToyTokenizer()))
     with pytest.raises(GenerationError, match="forward pass 1") as raised:
         session.respond("hi")
@@ -234,7 +230,7 @@ def test_a_failure_of_mlx_is_mapped_and_names_its_cause():
 
 @pytest.mark.parametrize("fail_when", [0, 16, -1])
 def test_a_progress_callback_that_fails_leaves_the_chunks_that_were_read(fail_when):
-    session = ChatSession(MlxEngine(CachingModel(rule, 300), ToyTokenizer()), generation=SHORT)
+    session = ChatSession(MlxEngine(CachingModel(say, 300), ToyTokenizer()), generation=SHORT)
 
     def fail(fed, total):
         if fed == (total if fail_when == -1 else fail_when):
@@ -252,7 +248,7 @@ def test_a_progress_callback_that_fails_leaves_the_chunks_that_were_read(fail_wh
 
 def test_early_close_at_every_token_keeps_the_cache_exact():
     for count in range(5):
-        session = ChatSession(MlxEngine(CachingModel(rule, 300), ToyTokenizer()), generation=SHORT)
+        session = ChatSession(MlxEngine(CachingModel(say, 300), ToyTokenizer()), generation=SHORT)
         with session.stream("hi") as reply:
             for _ in range(count):
                 next(reply)

@@ -9,7 +9,7 @@ import sys
 import warnings
 
 import pytest
-from ledgers import check_ledger, held, say
+from ledgers import SHORT, check_ledger, held, say, talk
 
 from segue import (
     ChatSession,
@@ -27,21 +27,7 @@ from segue import (
 )
 from segue.testing import FakeEngine
 
-SHORT = GenerationConfig(max_tokens=5)
 CALL = {"type": "function", "function": {"name": "clock", "arguments": {"zone": "é", "n": 1.5}}}
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "talk.segue"
-
-
-def talk(*questions, trimmable=True, **kwargs):
-    engine = FakeEngine(say, trimmable=trimmable)
-    session = ChatSession(engine, **{"generation": SHORT, **kwargs})
-    for question in questions:
-        session.respond(question)
-    return session
 
 
 @pytest.mark.parametrize("trimmable", [True, False])

@@ -13,11 +13,6 @@ from segue import ChatSession, SessionFile, SessionFileFormatError, SessionWarni
 from segue.testing import FakeEngine
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "talk.segue"
-
-
 def detected(path, whole: SessionFile, raw: bytes) -> bool:
     """Whether reading shows that the file is damaged; if it has a conversation, it is the one."""
     path.write_bytes(raw)

@@ -7,27 +7,15 @@ import fcntl
 import os
 
 import pytest
-from ledgers import check_ledger, say
+from ledgers import check_ledger, say, talk
 
-from segue import ChatSession, GenerationConfig, SessionFile, SessionFileError
+from segue import ChatSession, SessionFile, SessionFileError
 from segue.atomic import tag
 from segue.testing import FakeEngine
 
 MOST_CALLS = 60
 CALLS = ("open", "write", "fsync", "replace", "fstat", "ftruncate", "fchmod", "close", "flock")
 MODULES = {"flock": fcntl}
-
-
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "talk.segue"
-
-
-def talk(*questions):
-    session = ChatSession(FakeEngine(say), generation=GenerationConfig(max_tokens=5))
-    for question in questions:
-        session.respond(question)
-    return session
 
 
 class NthCall:

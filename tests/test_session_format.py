@@ -7,12 +7,11 @@ from pathlib import Path
 import pytest
 from ledgers import say
 from session_files import STATES, TEXTS, Parts, make
-from test_docs import code
+from test_docs import SESSION_FILES, code
 
 from segue import ChatSession, Message
 from segue.testing import FakeEngine
 
-PAGE = Path(__file__).parent.parent / "docs" / "session-files.md"
 KEPT = sorted((Path(__file__).parent / "data" / "sessions").glob("v1-*.segue"))
 
 
@@ -21,9 +20,9 @@ def verify(tmp_path, monkeypatch, capsys):
     """The function that the page shows, after the page's code has run on a file of ours."""
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "talk.segue", questions=["How are you?"])
-    (block,) = code(PAGE)
+    (block,) = code(SESSION_FILES)
     namespace: dict[str, object] = {}
-    exec(compile(block, PAGE.name, "exec"), namespace)
+    exec(compile(block, SESSION_FILES.name, "exec"), namespace)
     assert capsys.readouterr().out.startswith("user: How are you?\nassistant: ")
     return namespace["verify"]
 
@@ -53,7 +52,7 @@ def test_the_page_s_code_finds_what_is_changed(verify, tmp_path):
 
 
 def test_the_page_names_every_key(tmp_path):
-    text = PAGE.read_text(encoding="utf-8")
+    text = SESSION_FILES.read_text(encoding="utf-8")
     history = [Message.assistant("", tool_calls=[{}], reasoning="r"), Message.tool("x", name="n")]
     with ChatSession(FakeEngine(say), history=history) as session:
         session.respond("hi")

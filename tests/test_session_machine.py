@@ -22,7 +22,7 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from ledgers import common_prefix
+from ledgers import common_prefix, rendered
 
 from segue import ChatSession, GenerationConfig, GenerationError, HistoryError, Message, Role
 from segue.testing import FakeEngine, ToyTokenizer
@@ -82,15 +82,6 @@ class SessionMachine(RuleBasedStateMachine):
         context = self.session._cache.context
         return () if context is None else tuple(context.cache[0])
 
-    def render(self, messages, *, prompt: bool) -> str:
-        system = self.session.instructions
-        whole = [*([] if system is None else [Message.system(system)]), *messages]
-        return TOKENIZER.render(
-            [message.to_template() for message in whole],
-            add_generation_prompt=prompt,
-            template_kwargs={},
-        )
-
     def start(self, text, **kwargs):
         """Begin a turn, and check what it will feed before it is fed."""
         self.settle()
@@ -106,7 +97,7 @@ class SessionMachine(RuleBasedStateMachine):
         reply = begin()
         self.expected = list(asked)
         ids = self.session._cache.ledger.ids
-        assert TOKENIZER.decode(ids) == self.render(self.expected, prompt=True)
+        assert TOKENIZER.decode(ids) == rendered(self.session, self.expected, prompt=True)
         assert reply.prompt_tokens == len(ids)
         best = min(common_prefix(before, ids), len(ids) - 1) if same_kind else 0
         if not same_kind:
@@ -116,7 +107,11 @@ class SessionMachine(RuleBasedStateMachine):
         self.marks = [mark for mark in self.marks if mark <= best]
         assert reply.cached_tokens == best
         # The first message is what comes behind the opening; all of a prompt stays in later ones.
-        opening = self.render([Message.user("")], prompt=False).removesuffix(END + "\n").rstrip()
+        opening = (
+            rendered(self.session, [Message.user("")], prompt=False)
+            .removesuffix(END + "\n")
+            .rstrip()
+        )
         self.places = [len(TOKENIZER.encode(opening)), len(ids)]
         self.started_at = best
         # Sampled ids stand wherever the render goes on from their text.
@@ -252,7 +247,7 @@ class SessionMachine(RuleBasedStateMachine):
         del self.expected[questions[-turns] :]
         self.after_going_back(before)
         if self.session._cache._settings == self.session.generation.cache_settings:
-            shown = self.render([*self.expected, Message.user("")], prompt=False)
+            shown = rendered(self.session, [*self.expected, Message.user("")], prompt=False)
             # It may end within a character.
             kept = TOKENIZER.decode(self.cache()).rstrip("\ufffd")
             assert shown.startswith(kept)

@@ -33,11 +33,6 @@ from segue.testing import FakeEngine
 DEEP = 500
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "talk.segue"
-
-
 REFUSED = {
     "an empty file": (lambda raw: b"", "no safetensors file"),
     "seven bytes": (lambda raw: raw[:7], "no safetensors file"),

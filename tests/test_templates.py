@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import pytest
-from ledgers import common_prefix
+from ledgers import common_prefix, rendered
 from templates import (
     KINDS,
     PUBLISHED,
@@ -115,7 +115,7 @@ LONG = GenerationConfig(max_tokens=400)
 TRIMMABLE = pytest.mark.parametrize("trimmable", [True, False], ids=["trimmable", "marks"])
 
 
-def make(name: str, source: str, kind: str) -> MlxTokenizer:
+def make(source: str, kind: str) -> MlxTokenizer:
     if not can_spell(kind, source):
         pytest.skip("The template has underscores, which SentencePiece takes for spaces.")
     return cached_tokenizer(source, kind)
@@ -148,15 +148,6 @@ class Talk:
         context = self.session._cache.context
         return () if context is None else tuple(context.cache[0])
 
-    def render(self, messages: Sequence[Message]) -> str:
-        system = self.session.instructions
-        whole = [*([] if system is None else [Message.system(system)]), *messages]
-        return self.tokenizer.render(
-            [message.to_template() for message in whole],
-            add_generation_prompt=True,
-            template_kwargs=dict(self.session.template_kwargs),
-        )
-
     def turn(
         self,
         prompt: str | Message | list[Message],
@@ -180,7 +171,7 @@ class Talk:
         said = len(reply.tokens)
         prompt_ids = self.cache()[: reply.prompt_tokens]
         fed = [token for chunk in self.engine.model.fed[fed_before:] for token in chunk]
-        render = self.render(self.session.history[:-1])
+        render = rendered(self.session, self.session.history[:-1], prompt=True)
         assert self.tokenizer.decode(prompt_ids) == render
         assert len(fed) - said == reply.prompt_tokens - reply.cached_tokens
         assert self.cache() == (*prompt_ids, *reply.tokens)
@@ -209,7 +200,7 @@ class Talk:
 
 def begin(name: str, source: str, kind: str, trimmable: bool = True, **kwargs: Any) -> Talk:
     """A conversation under a template, with a system message if it takes one."""
-    tokenizer = make(name, source, kind)
+    tokenizer = make(source, kind)
     kwargs.setdefault("instructions", "Be brief." if TRAITS[name].system else None)
     if name in NEED_TOOLS:
         kwargs.setdefault("template_kwargs", {"tools": [TOOL]})
@@ -267,9 +258,6 @@ def test_the_space_before_a_reply_is_whose_the_template_says(name, kind, trimmab
         assert talk.last.cached_tokens == len(talk.before)
 
 
-GPT_OSS = "openai-gpt-oss-120b"
-
-
 @CASES
 @KIND
 @TRIMMABLE
@@ -307,7 +295,7 @@ def result(number: int, text: str) -> Message:
 def test_tools_are_called_and_answer(name, source, kind, trimmable):
     traits = TRAITS[name]
     if not traits.tools:
-        assert not knows_tools(name, make(name, source, kind)), "the template knows tools after all"
+        assert not knows_tools(name, make(source, kind)), "the template knows tools after all"
         return
     talk = begin(name, source, kind, trimmable, template_kwargs={"tools": [TOOL]})
     # Some write calls and results otherwise once they are answered.
@@ -345,7 +333,7 @@ def knows_tools(name: str, tokenizer: MlxTokenizer) -> bool:
 
 @CASES
 def test_what_a_template_takes_is_what_is_written_here(name, source):
-    tokenizer = make(name, source, "byte-level")
+    tokenizer = make(source, "byte-level")
     tools = [TOOL] if name in NEED_TOOLS else None
     user = {"role": "user", "content": "Hi"}
     assistant = {"role": "assistant", "content": "Ho"}
@@ -365,7 +353,7 @@ def test_what_a_template_takes_is_what_is_written_here(name, source):
 @pytest.mark.parametrize("instructions", [None, "Be brief."])
 def test_a_refusal_names_the_template_s_own_words_and_changes_nothing(name, source, instructions):
     traits = TRAITS[name]
-    tokenizer = make(name, source, "byte-level")
+    tokenizer = make(source, "byte-level")
     talk = begin(name, source, "byte-level", instructions=None)
     talk.turn("Hello", in_pieces(tokenizer, "the fox"))
     session = talk.session

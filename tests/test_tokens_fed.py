@@ -91,18 +91,18 @@ def test_what_a_turn_feeds_does_not_grow(engine_of):
     assert turns[-1]["prompt_tokens"] > 20 * turns[-1]["fed_tokens"]
 
 
-def spelled(ids: Any) -> str:
-    return "".join(map(chr, ids))
+def ids(text: str) -> list[int]:
+    return [ord(letter) for letter in text]
+
+
+def spelled(held: Any) -> str:
+    return "".join(map(chr, held))
 
 
 @pytest.fixture
 def optimum():
     """A perfect cache where each character is an id, and a full stop ends a reply."""
-    return Optimum(lambda text: [ord(letter) for letter in text], spelled, frozenset({ord(".")}))
-
-
-def ids(text: str) -> list[int]:
-    return [ord(letter) for letter in text]
+    return Optimum(ids, spelled, frozenset({ord(".")}))
 
 
 def test_the_optimum_feeds_what_is_new(optimum):
@@ -117,12 +117,8 @@ def test_the_optimum_feeds_at_least_one(optimum):
     assert optimum.ask("ab:") == (3, 1)
 
 
-def test_the_optimum_keeps_sampled_ids_where_the_text_is_the_same(optimum):
-    two_in_one = Optimum(
-        lambda text: [ord(letter) for letter in text],
-        lambda held: spelled(held).replace("!", "cd"),
-        frozenset(),
-    )
+def test_the_optimum_keeps_sampled_ids_where_the_text_is_the_same():
+    two_in_one = Optimum(ids, lambda held: spelled(held).replace("!", "cd"), frozenset())
     two_in_one.ask("ab:")
     two_in_one.answer("cd", ids("!"))
     assert two_in_one.ask("ab:cdef:") == (7, 3)
