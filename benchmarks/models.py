@@ -22,7 +22,7 @@ from chat_templates import CHAT_TEMPLATES
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import gemma3_text, lfm2
 
-from segue.mlx import names
+from segue import names
 
 # The sliding-window model looks back on so many tokens.
 WINDOW = 128

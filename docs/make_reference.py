@@ -15,10 +15,10 @@ TARGET = Path(__file__).with_name("reference.md")
 # The public names, in the order of their use; and the protocols for those who write an engine. A
 # module stands for its classes.
 PUBLIC = [
-    "mlx.loading.load",
+    "loading.load",
     "mlx.engine.MlxEngine",
     "session.ChatSession",
-    "reply.Reply",
+    "turn.reply.Reply",
     "response.GenerationResponse",
     "response.FinishReason",
     "response.TextKind",
@@ -26,9 +26,9 @@ PUBLIC = [
     "messages.Role",
     "config.GenerationConfig",
     "config.SpeculativeDecodingConfig",
-    "prompt_cache.load_prompt_cache",
-    "prompt_cache.PromptCache",
-    "session_file.SessionFile",
+    "store.prompt_cache.load_prompt_cache",
+    "store.prompt_cache.PromptCache",
+    "store.session_file.SessionFile",
     "usage",
     "errors",
     "engine",

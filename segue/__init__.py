@@ -31,16 +31,16 @@ from .errors import (
     UnsupportedModelError,
 )
 from .messages import Message, Role
-from .prompt_cache import PromptCache, load_prompt_cache
-from .reply import Reply
 from .response import FinishReason, GenerationResponse, TextKind
 from .session import ChatSession
-from .session_file import SessionFile
+from .store.prompt_cache import PromptCache, load_prompt_cache
+from .store.session_file import SessionFile
+from .turn.reply import Reply
 from .usage import TurnUsage, Usage
 
 if TYPE_CHECKING:
+    from .loading import load
     from .mlx.engine import MlxEngine
-    from .mlx.loading import load
 
 __version__ = "0.1.0"
 
@@ -91,11 +91,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """`load` and `MlxEngine`, from the MLX room, which is opened when first asked for."""
     if name == "load":
-        from .mlx.loading import load
+        from .loading import load
 
         return load
     if name == "MlxEngine":
-        from .mlx.loading import require_backend
+        from .loading import require_backend
 
         require_backend()
         from .mlx.engine import MlxEngine

@@ -11,26 +11,26 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Self
 
-from .atomic import checked_path
 from .config import GenerationConfig, SpeculativeDecodingConfig
+from .conversation import checked_index, last_turn, start_of_turns
 from .engine import Engine, PrefillProgress, StoredPart, check_progress
 from .errors import ConfigurationError, PromptCacheError, SessionWarning
-from .file_lock import FileLock
-from .history import checked_index, last_turn, start_of_turns
+from .files.atomic import checked_path
+from .files.lock import FileLock
 from .messages import Message, Role, as_messages, check_messages
-from .overflow import ContextLimit, OnOverflow
-from .prompt_cache import PromptCache, describe
-from .reply import Reply
-from .session_archive import (
+from .store.opening import (
     constructor_arguments,
     lock_to_read,
     warn_of_losses,
     write_session,
 )
-from .session_cache import SessionCache
-from .session_file import SessionFile
-from .session_settings import SessionSettings
-from .turn_taker import TurnTaker, check_generation
+from .store.prompt_cache import PromptCache, describe
+from .store.session_file import SessionFile
+from .store.settings import SessionSettings
+from .turn.cache import SessionCache
+from .turn.core import TurnTaker, check_generation
+from .turn.overflow import ContextLimit, OnOverflow
+from .turn.reply import Reply
 
 
 class ChatSession(TurnTaker):

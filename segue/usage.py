@@ -6,7 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
-from .json_text import read_object
+from .files.json_text import read_object
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from mlx_lm.models.cache import (
 from tiny import randomize, tiny_hybrid, tiny_llama, tiny_mamba
 
 from segue import PromptCacheFormatError
-from segue.mlx.cache_file import read_cache_file
+from segue.mlx.stored.prompt_cache import read_cache_file
 
 VOCABULARY = 80
 

@@ -10,7 +10,7 @@ from mlx_lm.models.cache import save_prompt_cache
 from tiny import tiny_hybrid, tiny_llama, tiny_mamba
 
 from segue import ChatSession, GenerationConfig, MlxEngine
-from segue.mlx.bounded_cache import BoundedKVCache
+from segue.mlx.kv.bounded import BoundedKVCache
 
 SHORT = GenerationConfig(max_tokens=8)
 KINDS = {

@@ -8,9 +8,9 @@ from functools import partial
 from rich.console import Console
 
 from segue import ChatSession, GenerationConfig
-from segue.cli.branches import Branch, Branches
-from segue.cli.chat import TerminalChat
-from segue.cli.start import Start
+from segue.cli.chat.branches import Branch, Branches
+from segue.cli.chat.chat import TerminalChat
+from segue.cli.chat.start import Start
 from segue.testing import FakeEngine
 
 COSTS = "tokens read · "

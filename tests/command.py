@@ -46,7 +46,7 @@ def terminal(monkeypatch, width: int):
         def __init__(self, **kwargs):
             super().__init__(**kwargs, force_terminal=True, width=width, color_system=None)
 
-    monkeypatch.setattr("segue.cli.session_list.Console", Terminal)
+    monkeypatch.setattr("segue.cli.sessions.list.Console", Terminal)
     monkeypatch.setattr("rich.console.Console", Terminal)
 
 

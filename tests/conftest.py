@@ -52,7 +52,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def never_paused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts are asked always: the clock must not decide what a test covers."""
-    from segue.pace import Pace
+    from segue.drafting.pace import Pace
 
     monkeypatch.setattr(Pace, "drafting", True)
     monkeypatch.setattr(Pace, "paused", False)

@@ -8,10 +8,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 
 from segue import Message
-from segue.cli.session_folder import session_path
+from segue.cli.sessions.folder import session_path
 from segue.ledger import TokenLedger
-from segue.session_layout import Origin, write_session_file
-from segue.transcript import Conversation, ledger_to_json
+from segue.store.session_layout import Origin, write_session_file
+from segue.store.texts import Conversation, ledger_to_json
 from segue.usage import Usage
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -20,7 +20,7 @@ TALK = (Message.user("How do  rivers\nflow?"), Message.assistant("*Down*."))
 
 HOLDER = """
 import sys
-from segue.file_lock import FileLock
+from segue.files.lock import FileLock
 
 lock = FileLock(sys.argv[1])
 print("locked", flush=True)

@@ -15,7 +15,7 @@ from tokenizers import trainers as tokenizer_trainers
 from transformers import PreTrainedTokenizerFast
 
 from segue import TemplateError
-from segue.mlx.tokenizer import MlxTokenizer
+from segue.tokenizers.hugging_face import MlxTokenizer
 
 # Turns that are bounded by special tokens.
 CHATML = """\

@@ -32,7 +32,7 @@ def test_a_scripted_conversation(name):
 
 def test_the_script_finds_a_cache_that_is_not_rewound(monkeypatch):
     """The check itself: a context that says it went back, and did not, is found out."""
-    from segue.mlx.kv_state import KVState
+    from segue.mlx.kv.state import KVState
 
     engine = talks.wrap(tiny_llama(262))
     talks.Talk(engine, talks.BASE).run()
@@ -48,7 +48,7 @@ def test_the_script_finds_a_cache_that_is_not_rewound(monkeypatch):
 
 @pytest.mark.parametrize("off", [-1, 1])
 def test_the_script_finds_a_turn_that_feeds_another_number_of_tokens(monkeypatch, off):
-    from segue import session_cache
+    from segue.turn.plan import cache as session_cache
 
     engine = talks.wrap(tiny_llama(262))
     keep = session_cache.tokens_to_keep

@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from segue.atomic import replacing
+from segue.files.atomic import replacing
 
 
 def write(path, text: str) -> None:
@@ -167,7 +167,7 @@ def test_the_longest_name_that_a_file_can_have(tmp_path):
 
 WRITER = """
 import os, sys
-from segue.atomic import replacing
+from segue.files.atomic import replacing
 
 print(os.getpid(), flush=True)
 while True:

@@ -20,8 +20,8 @@ from mlx_lm.models.cache import (
 )
 
 from segue import PromptCacheError, PromptCacheFormatError
-from segue.mlx.cache_checks import tokens_held
-from segue.mlx.cache_file import read_cache_file, write_cache_file
+from segue.mlx.stored.checks import tokens_held
+from segue.mlx.stored.prompt_cache import read_cache_file, write_cache_file
 
 
 @pytest.fixture

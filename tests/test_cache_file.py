@@ -32,8 +32,8 @@ from tiny import tiny_llama, tiny_mamba
 
 import segue
 from segue import PromptCacheError
-from segue.mlx.cache_checks import probe_layers, tokens_held
-from segue.mlx.cache_file import read_cache_file, write_cache_file
+from segue.mlx.stored.checks import probe_layers, tokens_held
+from segue.mlx.stored.prompt_cache import read_cache_file, write_cache_file
 from segue.testing.mlx import CachingModel
 
 TEXTS = {"token_ids": "[1, 2]", "note": 'Größe, "quoted" \\ and\nbroken 日本'}
@@ -247,7 +247,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path):
     code = (
         "import resource, sys; from pathlib import Path\n"
         "from segue import PromptCacheError\n"
-        "from segue.mlx.cache_file import write_cache_file\n"
+        "from segue.mlx.stored.prompt_cache import write_cache_file\n"
         "import mlx.core as mx; from mlx_lm.models.cache import KVCache\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\n"
         "layer = KVCache(); layer.update_and_fetch(*[mx.ones((1, 8, 300, 64))] * 2)\n"
@@ -268,7 +268,7 @@ def test_a_failure_while_writing_leaves_no_file(tmp_path, monkeypatch):
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("segue.mlx.cache_file.save_prompt_cache", fail)
+    monkeypatch.setattr("segue.mlx.stored.prompt_cache.save_prompt_cache", fail)
     with pytest.raises(KeyboardInterrupt):
         write_cache_file(tmp_path / "c", cache, {})
     assert list(tmp_path.iterdir()) == []
@@ -280,7 +280,7 @@ def test_a_failure_while_writing_leaves_no_file(tmp_path, monkeypatch):
 WRITER = """
 import os, sys
 from pathlib import Path
-from segue.mlx.cache_file import write_cache_file
+from segue.mlx.stored.prompt_cache import write_cache_file
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache
 

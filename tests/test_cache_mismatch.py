@@ -18,8 +18,8 @@ from mlx_lm.models.cache import (
 from tiny import tiny_hybrid, tiny_llama, tiny_mamba
 
 from segue import PromptCacheError, PromptCacheMismatchError
-from segue.mlx.cache_checks import tokens_held
-from segue.mlx.cache_file import read_cache_file, write_cache_file
+from segue.mlx.stored.checks import tokens_held
+from segue.mlx.stored.prompt_cache import read_cache_file, write_cache_file
 
 # --- foreign files: shapes, types and numbers ---------------------------------------------------
 

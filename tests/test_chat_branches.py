@@ -7,8 +7,8 @@ from chats import alone, chat_of, contents, converse, letters, talk, told
 
 import segue
 from segue import ChatSession, GenerationConfig
-from segue.cli.commands import COMMANDS
-from segue.cli.session_folder import sessions_folder
+from segue.cli.chat.commands import COMMANDS
+from segue.cli.sessions.folder import sessions_folder
 from segue.testing import FakeEngine, ToyTokenizer
 
 pytestmark = pytest.mark.usefixtures("data_folder")

@@ -15,9 +15,9 @@ from saved import held_elsewhere
 
 from segue import ChatSession, GenerationConfig, SessionFile, SessionFileError, SessionLockedError
 from segue.cli import main
-from segue.cli.branches import Branch
-from segue.cli.chat import TerminalChat
-from segue.cli.session_folder import session_path, sessions_folder
+from segue.cli.chat.branches import Branch
+from segue.cli.chat.chat import TerminalChat
+from segue.cli.sessions.folder import session_path, sessions_folder
 from segue.testing import FakeEngine
 
 pytestmark = pytest.mark.usefixtures("data_folder")

@@ -20,8 +20,8 @@ from segue import (
     SessionFile,
     SpeculativeDecodingConfig,
 )
-from segue.cli import session_folder
-from segue.cli.session_folder import session_path, sessions_folder
+from segue.cli.sessions import folder as session_folder
+from segue.cli.sessions.folder import session_path, sessions_folder
 from segue.testing import FakeEngine
 
 pytestmark = pytest.mark.usefixtures("data_folder")
@@ -34,7 +34,7 @@ def piped(monkeypatch):
 
     def pipe(text, engine):
         monkeypatch.setattr(sys, "stdin", io.StringIO(text))
-        monkeypatch.setattr("segue.mlx.loading.load", lambda name: loaded.append(name) or engine)
+        monkeypatch.setattr("segue.loading.load", lambda name: loaded.append(name) or engine)
 
     pipe.loaded = loaded
     return pipe
@@ -83,7 +83,7 @@ def test_a_piped_session_that_can_not_be_saved_answers_all_the_same(capsys, pipe
     def full(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("segue.session_layout.replacing", full)
+    monkeypatch.setattr("segue.store.session_layout.replacing", full)
     piped("hi\nho\n", FakeEngine(letters()))
     assert run("chat", "--session", "trip") == 2
     out, err = capsys.readouterr()
@@ -185,7 +185,7 @@ def test_a_session_that_can_only_be_read_goes_on_unsaved(monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(session_folder, "FileLock", closed)
-    monkeypatch.setattr("segue.session_archive.FileLock", closed)
+    monkeypatch.setattr("segue.store.opening.FileLock", closed)
     chat = talk("ho", session="trip", engine=engine)
     assert contents(chat.session.history) == ["hi", "a", "ho", "b"]
     assert "could not be written: Permission denied." in told(chat)[1]
@@ -207,13 +207,13 @@ READY = re.escape("\x1b[?2004h")
 
 CHAT = """
 import sys
-import segue.mlx.loading
+import segue.loading
 from segue.cli.main import main
 from segue.testing import FakeEngine
 
 engine = FakeEngine(["hello", "fine"])
 engine.name = "Fake"
-segue.mlx.loading.load = lambda name: engine
+segue.loading.load = lambda name: engine
 main(["chat", "--model", "/", "--session", "trip"])
 """
 

@@ -12,8 +12,8 @@ from command import complaint, run, shell
 
 import segue
 from segue import GenerationConfig
+from segue.cli.chat.start import Start
 from segue.cli.options import HELP, LEFT_OUT
-from segue.cli.start import Start
 from segue.testing import FakeEngine
 
 
@@ -52,7 +52,7 @@ def test_every_setting_has_an_option(capsys):
 
 def test_options_make_the_settings(monkeypatch):
     seen = []
-    monkeypatch.setattr("segue.cli.chat.run", lambda *arguments: seen.append(arguments))
+    monkeypatch.setattr("segue.cli.chat.chat.run", lambda *arguments: seen.append(arguments))
     arguments = ["chat", "--model", "m", "--system", "s", "--max-tokens", "9", "--top-p", "0.5"]
     arguments += ["--stop", "A", "--stop", "B", "--logit-bias", "42=-5", "--kv-bits", "8"]
     assert run(*arguments) == 0
@@ -70,7 +70,7 @@ def test_options_make_the_settings(monkeypatch):
 
 def test_a_chat_may_start_from_a_cache_and_with_a_draft(monkeypatch):
     seen = []
-    monkeypatch.setattr("segue.cli.chat.run", lambda *arguments: seen.append(arguments[1]))
+    monkeypatch.setattr("segue.cli.chat.chat.run", lambda *arguments: seen.append(arguments[1]))
     arguments = ["chat", "--cache", "c", "--draft", "prompt-lookup", "--num-draft-tokens", "3"]
     assert run(*arguments) == 0
     assert seen == [Start(None, Path("c"), "prompt-lookup", 3)]
@@ -97,7 +97,7 @@ def test_what_is_wrong_is_told_in_one_line(capsys, arguments, told):
 
 def test_without_a_terminal_each_line_is_answered_plainly(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n\n  ho\n"))
-    monkeypatch.setattr("segue.mlx.loading.load", lambda name: FakeEngine(["hello", "*fine*"]))
+    monkeypatch.setattr("segue.loading.load", lambda name: FakeEngine(["hello", "*fine*"]))
     assert run("chat") == 0
     assert capsys.readouterr() == ("hello\n*fine*\n", "")
 

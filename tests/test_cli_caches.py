@@ -16,7 +16,7 @@ from segue.testing import FakeEngine, ToyTokenizer
 
 
 def cache_prompt(monkeypatch, engine, *arguments: str) -> int:
-    monkeypatch.setattr("segue.mlx.loading.load", lambda name: engine)
+    monkeypatch.setattr("segue.loading.load", lambda name: engine)
     return run("cache-prompt", *arguments)
 
 
@@ -66,7 +66,7 @@ def test_what_can_not_be_read_or_written_is_told_before_the_model_is_loaded(
     (tmp_path / "binary").write_bytes(b"a\xff")
     (tmp_path / "text").write_text("words")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("segue.mlx.loading.load", lambda name: pytest.fail("loaded"))
+    monkeypatch.setattr("segue.loading.load", lambda name: pytest.fail("loaded"))
     assert told in complaint(capsys, "cache-prompt", source, "-o", output)
 
 
@@ -76,7 +76,7 @@ def test_a_template_that_leaves_the_text_out_is_told(capsys, monkeypatch, tmp_pa
             return super().render(messages[-1:], **kwargs)
 
     (tmp_path / "text").write_text("words")
-    monkeypatch.setattr("segue.mlx.loading.load", lambda name: FakeEngine(tokenizer=Deaf()))
+    monkeypatch.setattr("segue.loading.load", lambda name: FakeEngine(tokenizer=Deaf()))
     arguments = ["cache-prompt", str(tmp_path / "text"), "-o", str(tmp_path / "c")]
     assert "leaves system messages out" in complaint(capsys, *arguments)
     assert not (tmp_path / "c").exists()

@@ -13,10 +13,10 @@ from command import run
 from rich.console import Console
 
 from segue import ChatSession, GenerationConfig
-from segue.cli.chat import TerminalChat
-from segue.cli.commands import COMMANDS
-from segue.cli.idle import CHUNK, reading_ahead
-from segue.cli.statistics import turn_line, usage_table
+from segue.cli.chat.chat import TerminalChat
+from segue.cli.chat.commands import COMMANDS
+from segue.cli.chat.idle import CHUNK, reading_ahead
+from segue.cli.chat.statistics import turn_line, usage_table
 from segue.testing import FakeEngine, ToyTokenizer
 
 
@@ -119,7 +119,7 @@ def test_reasoning_is_shown_as_a_quotation_and_left_out_of_pipes(capsys, monkeyp
     assert session.history[-1].reasoning == "the world"
     monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
     engine = FakeEngine([said], tokenizer=Marking())
-    monkeypatch.setattr("segue.mlx.loading.load", lambda name: engine)
+    monkeypatch.setattr("segue.loading.load", lambda name: engine)
     assert run("chat") == 0
     assert capsys.readouterr().out == "yes\n"
 

@@ -14,11 +14,12 @@ from rich.cells import cell_len
 from saved import CALL, NOW, TALK, write
 
 from segue import ConfigurationError, Message, SessionFile
-from segue.cli import session_folder, session_list
-from segue.cli.session_folder import age, check_name, session_path, sessions_folder
-from segue.cli.session_list import narrowed, size_text
-from segue.history import turns_taken
-from segue.session_layout import Origin
+from segue.cli.sessions import folder as session_folder
+from segue.cli.sessions import list as session_list
+from segue.cli.sessions.folder import age, check_name, session_path, sessions_folder
+from segue.cli.sessions.list import narrowed, size_text
+from segue.conversation import turns_taken
+from segue.store.session_layout import Origin
 from segue.usage import TurnUsage, Usage
 
 pytestmark = pytest.mark.usefixtures("data_folder")

@@ -14,8 +14,8 @@ from saved import CALL, TALK, held_elsewhere, write
 from segue import (
     Message,
 )
-from segue.cli.session_folder import sessions_folder
-from segue.cli.transcripts import print_history
+from segue.cli.sessions.folder import sessions_folder
+from segue.cli.sessions.show import print_history
 
 pytestmark = pytest.mark.usefixtures("data_folder")
 

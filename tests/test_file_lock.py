@@ -15,7 +15,7 @@ import time
 import pytest
 
 from segue import ChatSession, SessionFileError, SessionLockedError
-from segue.file_lock import FileLock
+from segue.files.lock import FileLock
 from segue.testing import FakeEngine
 
 # Locks that a process ends with.
@@ -29,7 +29,7 @@ def lock_file(path):
 ASK = """
 import sys
 from segue import SessionLockedError
-from segue.file_lock import FileLock
+from segue.files.lock import FileLock
 
 try:
     FileLock(sys.argv[1])
@@ -112,7 +112,7 @@ def test_a_lock_s_file_left_by_a_killed_process_is_in_nobody_s_way(path):
 RACER = """
 import os, sys, time
 from segue import SessionLockedError
-from segue.file_lock import FileLock
+from segue.files.lock import FileLock
 
 path, until = sys.argv[1], time.monotonic() + float(sys.argv[2])
 won = 0

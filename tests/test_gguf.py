@@ -26,8 +26,8 @@ from segue import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
-from segue.mlx.gguf_file import BLOCKS, GGUFFile
-from segue.mlx.gguf_model import load_model
+from segue.gguf.header import BLOCKS, GGUFFile
+from segue.mlx.gguf.model import load_model
 
 KIND = gguf.GGMLQuantizationType
 IDS = list(range(20, 60))

@@ -17,10 +17,10 @@ from tiny import fresh_logits
 
 import segue
 from segue import ModelFormatError
-from segue.mlx import gguf_tensors
-from segue.mlx.gguf_file import BLOCKS, GGUFFile, TensorType
-from segue.mlx.gguf_model import load_model
-from segue.mlx.gguf_tensors import GROUP_SIZE, QUANTIZED_BITS, TensorReader
+from segue.gguf.header import BLOCKS, GGUFFile, TensorType
+from segue.mlx.gguf import tensors as gguf_tensors
+from segue.mlx.gguf.model import load_model
+from segue.mlx.gguf.tensors import GROUP_SIZE, QUANTIZED_BITS, TensorReader
 
 KIND = gguf.GGMLQuantizationType
 IDS = list(range(20, 60))
@@ -112,7 +112,7 @@ def test_what_is_not_held_in_float32_is_quantized_or_in_half(tmp_path, architect
 def test_weights_that_would_not_fit_in_float32_are_never_dequantized(tmp_path, monkeypatch):
     path = tmp_path / "tiny.gguf"
     write_model(path, kind=KIND.Q4_K)
-    monkeypatch.setattr("segue.mlx.loading.FLOAT32_SHARE", 1e-9)
+    monkeypatch.setattr("segue.loading.FLOAT32_SHARE", 1e-9)
     engine = segue.load(path)
     assert engine.model.model.embed_tokens.bits == 4
 
@@ -136,8 +136,8 @@ from pathlib import Path
 import segue.mlx
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from segue.mlx.gguf_file import GGUFFile
-from segue.mlx.gguf_model import load_model
+from segue.gguf.header import GGUFFile
+from segue.mlx.gguf.model import load_model
 def peak():
     status = Path("/proc/self/status")
     if not status.exists():

@@ -20,10 +20,10 @@ from tiny import CHATML
 
 import segue
 from segue import ChatSession, GenerationConfig, ModelFormatError, UnsupportedModelError
-from segue.mlx.gguf_file import GGUFFile
-from segue.mlx.gguf_tokenizer import load_tokenizer
-from segue.mlx.gguf_words import WORDS
-from segue.mlx.tokenizer import MlxTokenizer
+from segue.gguf.header import GGUFFile
+from segue.gguf.tokenizer import load_tokenizer
+from segue.gguf.words import WORDS
+from segue.tokenizers.hugging_face import MlxTokenizer
 
 RECORDED = json.loads((Path(__file__).parent / "data" / "gguf_words.json").read_text())
 

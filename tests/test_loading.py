@@ -22,8 +22,8 @@ from segue import (
     ModelFormatError,
     ModelNotFoundError,
     UnsupportedModelError,
+    names,
 )
-from segue.mlx import names
 
 IDS = list(range(20, 60))
 
@@ -91,7 +91,7 @@ def test_on_a_cpu_weights_are_held_in_float32(tmp_path, dtype, bits):
 
 def test_weights_that_would_not_fit_in_float32_stay_as_they_are(tmp_path, monkeypatch):
     write_folder(tmp_path / "model", dtype=mx.float16)
-    monkeypatch.setattr("segue.mlx.loading.FLOAT32_SHARE", 1e-9)
+    monkeypatch.setattr("segue.loading.FLOAT32_SHARE", 1e-9)
     engine = segue.load(tmp_path / "model")
     assert mx.float16 in {weight.dtype for _, weight in tree_flatten(engine.model.parameters())}
 

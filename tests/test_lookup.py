@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segue.lookup import CANDIDATES, NGRAM, PromptLookup
+from segue.drafting.lookup import CANDIDATES, NGRAM, PromptLookup
 
 IDS = st.lists(st.integers(0, 2), max_size=40)
 

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from segue.cli.markdown import MarkdownStream, split_finished
+from segue.cli.chat.markdown import MarkdownStream, split_finished
 
 
 @pytest.mark.parametrize(

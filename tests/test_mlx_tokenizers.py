@@ -16,8 +16,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from segue import ChatSession, GenerationConfig, Message, MlxEngine, TemplateError
-from segue.mlx.tokenizer import MlxTokenizer
 from segue.testing.mlx import CachingModel
+from segue.tokenizers.hugging_face import MlxTokenizer
 
 # A template whose turns are bounded by plain text, as vicuna's are.
 PLAIN = (

@@ -29,10 +29,10 @@ import pytest
 from test_gguf_tensors import MEASURE
 from tiny import fresh_logits
 
-from segue.mlx import names
-from segue.mlx.gguf_file import GGUFFile
-from segue.mlx.gguf_model import load_model
-from segue.mlx.gguf_tokenizer import load_tokenizer
+from segue import names
+from segue.gguf.header import GGUFFile
+from segue.gguf.tokenizer import load_tokenizer
+from segue.mlx.gguf.model import load_model
 
 pytestmark = [pytest.mark.models, pytest.mark.timeout(3600)]
 
@@ -227,9 +227,9 @@ TIMED = """
 import sys, time
 from pathlib import Path
 import segue.mlx
-from segue.mlx.gguf_file import GGUFFile
-from segue.mlx.gguf_model import load_model
-from segue.mlx.gguf_tokenizer import load_tokenizer
+from segue.gguf.header import GGUFFile
+from segue.mlx.gguf.model import load_model
+from segue.gguf.tokenizer import load_tokenizer
 start = time.perf_counter()
 file = GGUFFile.open(Path(sys.argv[1]))
 load_tokenizer(file)

@@ -17,8 +17,8 @@ from segue import (
     Role,
     SessionBusyError,
 )
-from segue.overflow import dropped_from, split_turns, without_turns
 from segue.testing import FakeEngine
+from segue.turn.overflow import dropped_from, split_turns, without_turns
 
 LIMIT = 160
 

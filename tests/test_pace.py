@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from segue.pace import ENOUGH, FIRST_PAUSE, REMEASURE, Pace
+from segue.drafting.pace import ENOUGH, FIRST_PAUSE, REMEASURE, Pace
 
 
 class Clock:

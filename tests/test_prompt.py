@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from segue import Message, TemplateError
 from segue.ledger import TokenLedger
-from segue.prompt import PromptBuilder, append_reply, spell
 from segue.testing import ToyTokenizer
+from segue.turn.prompt import PromptBuilder, append_reply, spell
 
 TOKENIZER = ToyTokenizer()
 HI = (Message.user("hi"),)

@@ -19,8 +19,8 @@ from segue import (
     MlxEngine,
     TextKind,
 )
-from segue.reasoning import ReasoningSplitter
 from segue.testing import FakeEngine, ToyTokenizer
+from segue.text.tags import ReasoningSplitter
 
 TAGS = ("<think>", "</think>")
 WORDS = ("<think>", "</think>", "the", " world")

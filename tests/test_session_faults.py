@@ -10,7 +10,7 @@ import pytest
 from ledgers import check_ledger, say, talk
 
 from segue import ChatSession, SessionFile, SessionFileError
-from segue.atomic import tag
+from segue.files.atomic import tag
 from segue.testing import FakeEngine
 
 MOST_CALLS = 60

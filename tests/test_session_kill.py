@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from segue.atomic import tag
+from segue.files.atomic import tag
 
 # 2,000 on demand: SEGUE_KILLS=2000 pytest tests/test_session_kill.py
 KILLS = int(os.environ.get("SEGUE_KILLS", "200"))

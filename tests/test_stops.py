@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segue.stops import StopStrings
+from segue.text.stops import StopStrings
 
 STOPS = st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
 PIECES = st.lists(st.text("abc", max_size=4), max_size=8)

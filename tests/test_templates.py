@@ -29,8 +29,8 @@ from templates import (
 )
 
 from segue import ChatSession, GenerationConfig, Message, TemplateError
-from segue.mlx.tokenizer import MlxTokenizer
 from segue.testing import FakeEngine
+from segue.tokenizers.hugging_face import MlxTokenizer
 
 TOOL = {
     "type": "function",

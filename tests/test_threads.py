@@ -10,7 +10,7 @@ import time
 import pytest
 
 from segue import ChatSession
-from segue.cli.idle import reading_ahead
+from segue.cli.chat.idle import reading_ahead
 from segue.mlx import threads
 from segue.testing import FakeEngine
 

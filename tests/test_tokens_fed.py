@@ -20,9 +20,9 @@ from tiny import tiny_llama
 from workloads import Workload, all_workloads, growing
 
 import segue
-from segue.mlx import names
-from segue.mlx.gguf_file import GGUFFile
-from segue.mlx.gguf_tokenizer import load_tokenizer
+from segue import names
+from segue.gguf.header import GGUFFile
+from segue.gguf.tokenizer import load_tokenizer
 
 QUICK = {workload.name: workload for workload in all_workloads(our_texts(), quick=True)}
 

@@ -21,7 +21,7 @@ def run(model: str, source: str, output: Path, generation: GenerationConfig) -> 
     """Read a text as a system message, and save the cache that this makes."""
     text = _read(source)
     _check_output(output)
-    from ..mlx.loading import load
+    from ..loading import load
 
     engine = load(model)
     _check_template(engine, model, text)

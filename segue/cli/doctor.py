@@ -20,9 +20,9 @@ def report() -> str:
     Raises:
         BackendMissingError: MLX is not installed.
     """
+    from ..loading import physical_memory, require_backend
     from ..mlx import blas
-    from ..mlx.loading import physical_memory, require_backend
-    from ..mlx.names import DEFAULT_MODEL, find
+    from ..names import DEFAULT_MODEL, find
 
     require_backend()
     import mlx.core as mx

@@ -15,7 +15,7 @@ from .. import __version__
 from ..config import GenerationConfig
 from ..errors import SegueError
 from .options import CACHE_SETTINGS, generation_options, given_settings, is_default
-from .sessions import complete_name, sessions
+from .sessions.commands import complete_name, sessions
 
 # MLX and transformers take seconds to import: the modules that need them are imported inside the
 # commands, so that --help and a wrong option answer at once.
@@ -94,8 +94,8 @@ def chat(
         raise click.UsageError(
             "--session and --cache can't go together: a saved session has a cache of its own."
         )
-    from .chat import run
-    from .start import Start
+    from .chat.chat import run
+    from .chat.start import Start
 
     given = given_settings(context)
     start = Start(system, cache, draft, num_draft_tokens, session, given)

@@ -14,12 +14,12 @@ from ..config import GenerationConfig
 from ..engine import Acceptance, Marks, PrefillProgress, Step, StoredPart
 from ..errors import ConfigurationError, GenerationError, PromptCacheError, SegueError
 from ..interrupt import deliver_interrupt
-from .bounded_cache import as_saved
-from .cache_file import write_cache_file
-from .drafting import Drafting, Pass
-from .kv_state import KVState, Mark
-from .parts import no_draft, restore_state, state_parts
+from .kv.bounded import as_saved
+from .kv.state import KVState, Mark
 from .sampling import Sample, Sampling
+from .speculation.verify import Drafting, Pass
+from .stored.prompt_cache import write_cache_file
+from .stored.sections import no_draft, restore_state, state_parts
 from .threads import note_thread
 
 # How often, in tokens, decode hands freed buffers back, as mlx-lm does.

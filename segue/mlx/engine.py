@@ -20,18 +20,18 @@ from mlx_lm.models.cache import (
 from ..config import GenerationConfig, SpeculativeDecodingConfig
 from ..engine import StoredCache, StoredPart, Tokenizer
 from ..errors import ConfigurationError
+from ..tokenizers.hugging_face import MlxTokenizer
 from . import blas
-from .bounded_cache import KEPT_TOKENS, BoundedKVCache
-from .cache_checks import probe_layers, tokens_held
-from .cache_file import read_cache_file
 from .context import MlxContext
-from .drafting import Drafting
-from .drafts import Draft, LookupDraft, ModelDraft
 from .fingerprint import fingerprint
-from .kv_state import KVState
-from .parts import read_prefix
+from .kv.bounded import KEPT_TOKENS, BoundedKVCache
+from .kv.state import KVState
 from .sampling import Sampling
-from .tokenizer import MlxTokenizer
+from .speculation.drafters import Draft, LookupDraft, ModelDraft
+from .speculation.verify import Drafting
+from .stored.checks import probe_layers, tokens_held
+from .stored.prompt_cache import read_cache_file
+from .stored.sections import read_prefix
 
 
 class MlxEngine:

@@ -7,7 +7,6 @@ from array import array
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..atomic import replacing
 from ..config import GenerationConfig, SpeculativeDecodingConfig
 from ..engine import (
     Acceptance,
@@ -20,6 +19,7 @@ from ..engine import (
     Tokenizer,
 )
 from ..errors import GenerationError, PromptCacheError, PromptCacheFormatError
+from ..files.atomic import replacing
 from ..interrupt import deliver_interrupt
 from .tokenizer import ToyTokenizer
 

@@ -22,7 +22,7 @@ import xllamacpp
 from gguf_files import write_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from segue.mlx.gguf_words import WORDS
+from segue.gguf.words import WORDS
 
 TEXTS = [
     "Hello, world! How's it going? I'LL see; we've DONE it, don't you?",

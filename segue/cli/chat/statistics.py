@@ -1,0 +1,56 @@
+"""What a conversation has cost, as the chat shows it."""
+
+from __future__ import annotations
+
+from rich.table import Table
+
+from ...response import GenerationResponse
+from ...session import ChatSession
+from ...usage import TurnUsage
+
+
+def turn_line(
+    turn: TurnUsage,
+    last: GenerationResponse | None,
+    first_token: float | None,
+    *,
+    stopped: bool,
+) -> str:
+    """A turn in one line.
+
+    Args:
+        turn: What it has cost.
+        last: The last piece of its reply, if it had any.
+        first_token: Seconds until its first token.
+        stopped: Whether the person stopped it.
+    """
+    parts = [f"{turn.fed_tokens:,} tokens read", f"{turn.cached_tokens:,} reused"]
+    if first_token is not None:
+        parts.append(f"first token {first_token:.2f} s")
+    if last is not None:
+        parts.append(f"{last.generation_tps:.1f} tokens/s")
+    return ("stopped · " if stopped else "") + " · ".join(parts)
+
+
+def usage_table(session: ChatSession) -> Table:
+    """All turns as a small table."""
+    usage = session.usage
+    rows = {
+        "turns": f"{len(usage.turns):,}",
+        "tokens in prompts": f"{usage.prompt_tokens:,}",
+        "tokens reused": f"{usage.cached_tokens:,}",
+        "tokens read": f"{usage.fed_tokens:,}",
+        "tokens read ahead": f"{usage.prewarmed_tokens + usage.settled_tokens:,}",
+        "tokens generated": f"{usage.generated_tokens:,}",
+        "time to first tokens": f"{usage.prefill_seconds:.1f} s",
+        "time after them": f"{usage.decode_seconds:.1f} s",
+        "tokens in the KV cache": f"{session.cached_tokens:,}",
+    }
+    if usage.marks:
+        rows["marks in it"] = f"{usage.marks} ({usage.mark_bytes / 2**20:.1f} MiB)"
+    if session.acceptance_rate is not None:
+        rows["drafted tokens accepted"] = f"{session.acceptance_rate:.0%}"
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,1 @@
+"""Saved sessions on the command line: segue sessions."""

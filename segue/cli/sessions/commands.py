@@ -1,0 +1,146 @@
+"""``segue sessions``: what is saved, shown, exported and deleted."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ...errors import SessionFileError, cause
+from ...files.atomic import replacing
+from ...files.lock import FileLock
+from ...store.session_file import SessionFile
+from .folder import ENDING, existing_path, lock_session, saved_sessions, session_names
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+NONE_SAVED = "There are no saved sessions. segue chat --session NAME begins one."
+
+
+def complete_name(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The names of sessions that begin so, for shells."""
+    from click.shell_completion import CompletionItem
+
+    try:
+        names = session_names()
+    except SessionFileError:
+        return []
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+name_argument = click.argument("name", metavar="NAME", shell_complete=complete_name)
+
+
+@click.group(invoke_without_command=True, subcommand_metavar="[COMMAND] [ARGS]...")
+@click.pass_context
+def sessions(context: click.Context) -> None:
+    """List, show, export and delete saved sessions.
+
+    Without a command, list them. A NAME that has a slash or ends in .segue is a path.
+    """
+    if context.invoked_subcommand is None:
+        _list()
+
+
+@sessions.command(name="list")
+def list_command() -> None:
+    """List the saved sessions, the newest first."""
+    _list()
+
+
+@sessions.command()
+@name_argument
+def show(name: str) -> None:
+    """Show what was said in a session."""
+    from rich.console import Console
+
+    from .show import all_messages, print_history, to_text
+
+    messages = all_messages(_read(name).conversation)
+    console = Console(highlight=False)
+    if console.is_terminal:
+        print_history(console, messages)
+    elif messages:
+        click.echo(to_text(messages))
+
+
+@sessions.command()
+@name_argument
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["markdown", "json"]),
+    default="markdown",
+    show_default=True,
+    help="Markdown, or JSON with the messages that chat APIs take.",
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Where to write it, if not to standard output.",
+)
+def export(name: str, form: str, output: Path | None) -> None:
+    """Write a session's conversation as text."""
+    from .show import to_json, to_markdown
+
+    conversation = _read(name).conversation
+    text = to_json(conversation) if form == "json" else to_markdown(conversation)
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        with replacing(output) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise click.ClickException(
+            f"{output} can't be written: {cause(error)}. Name a file in a folder that is there and "
+            "yours."
+        ) from error
+
+
+@sessions.command()
+@click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_name)
+@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+def delete(names: tuple[str, ...], yes: bool) -> None:
+    """Delete sessions."""
+    paths = {existing_path(name): name for name in names}
+    with ExitStack() as locks:
+        for path in paths:
+            if path.suffix != ENDING:
+                # A slip must not delete what is no session at all.
+                SessionFile.read(path, check=False)
+            locks.callback(FileLock.release, lock_session(path))
+        told = ", ".join(paths.values())
+        if not (yes or click.confirm(f"Delete {told}?")):
+            return
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise SessionFileError(
+                    f"{path} could not be deleted: {error.strerror}.",
+                    remedy="Check who may write its folder.",
+                ) from error
+    click.echo(f"Deleted {told}.")
+
+
+def _read(name: str) -> SessionFile:
+    return SessionFile.read(existing_path(name), check=False)
+
+
+def _list() -> None:
+    from .list import print_sessions
+
+    listed = saved_sessions()
+    if listed:
+        print_sessions(listed)
+    else:
+        click.echo(NONE_SAVED, err=True)

@@ -1,0 +1,1 @@
+"""Drafts for any engine: prompt lookup, and whether drafting pays."""

@@ -1,0 +1,1 @@
+"""Files that are replaced whole, locked, and read without trusting them."""

@@ -1,0 +1,1 @@
+"""Drafts at work on MLX."""

@@ -1,0 +1,1 @@
+"""Sessions and prompt caches that outlive a process."""

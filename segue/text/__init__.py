@@ -1,0 +1,1 @@
+"""Text of a reply, read piece by piece: pure state machines."""

@@ -1,0 +1,1 @@
+"""Tokenizers and their chat templates, for any engine."""

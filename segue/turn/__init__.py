@@ -1,0 +1,1 @@
+"""One turn, from messages to the write-back: no files, no engines."""
