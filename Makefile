@@ -44,7 +44,7 @@ test: $(VENV)/.ready-dev
 
 # Real models beside llama.cpp; writes what it finds into docs/models.md.
 test-models: $(VENV)/.ready-models
-	@$(BIN)/python -m pytest -m models tests/test_models.py $(ARGS)
+	@$(BIN)/python -m pytest -m models tests/gguf/test_real_models.py $(ARGS)
 
 check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
@@ -66,18 +66,18 @@ architectures: $(VENV)/.ready-dev
 # The CPU benchmarks, beside their peers; rewrites docs/benchmarks.md. ARGS=--quick: a smoke run of
 # some minutes, which leaves the page alone.
 bench: $(VENV)/.ready-bench bench-peers
-	$(BIN)/python benchmarks/run.py $(ARGS)
+	$(BIN)/python -m benchmarks.run $(ARGS)
 ifeq ($(findstring --quick,$(ARGS)),)
-	$(BIN)/python benchmarks/plots.py
-	$(BIN)/python benchmarks/page.py
+	$(BIN)/python -m benchmarks.plots
+	$(BIN)/python -m benchmarks.page
 else
-	$(BIN)/python benchmarks/plots.py $(QUICK).jsonl $(QUICK)/benchmarks
-	$(BIN)/python benchmarks/page.py $(QUICK).jsonl $(QUICK)/benchmarks.md
+	$(BIN)/python -m benchmarks.plots $(QUICK).jsonl $(QUICK)/benchmarks
+	$(BIN)/python -m benchmarks.page $(QUICK).jsonl $(QUICK)/benchmarks.md
 endif
 
 # The environments of llama.cpp and transformers.
 bench-peers: $(VENV)/.ready-bench
-	$(BIN)/python benchmarks/environments.py
+	$(BIN)/python -m benchmarks.environments
 
 # The versions that CI and development use, for every platform and Python at once.
 lock:

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from driver import OURS, PEERS, Counted, PeerError, PeerProcess, do_workload, scribe_for
-from report import Told
-from workloads import Workload
+from benchmarks.driver import OURS, PEERS, Counted, PeerError, PeerProcess, do_workload, scribe_for
+from benchmarks.report import Told
+from benchmarks.workloads import Workload
 
 # The slowest first, so that two that run at a time end together.
 ORDER = ("transformers_cache", "mlx_lm_server", OURS, "hand_kept", "llama_cpp")

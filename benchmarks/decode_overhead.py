@@ -1,6 +1,6 @@
 """What a session costs per token, beside mlx-lm's bare decode loop on the same work.
 
-    python benchmarks/decode_overhead.py [--model NAME | --shape 135M|1B|8B] [--tokens N] [--runs N]
+    python -m benchmarks.decode_overhead [--model NAME | --shape 135M|1B|8B] [--tokens N] [--runs N]
 
 `--shape` takes a llama of that shape with random bfloat16 weights, for machines without a model.
 
@@ -21,10 +21,9 @@ import segue
 import segue.mlx  # a good BLAS, before MLX
 
 # isort: split
-from decoding import BARE, decoding_ways, needed, prompt_ids, rate, take_turns
-from report import circumstances, spread
-from shapes import SHAPES, random_engine
-
+from benchmarks.decoding import BARE, decoding_ways, needed, prompt_ids, rate, take_turns
+from benchmarks.report import circumstances, spread
+from benchmarks.shapes import SHAPES, random_engine
 from segue.engine import Acceptance, Marks, Step
 
 PROMPT = "Explain, step by step and with examples, how a river shapes the land that it flows over."

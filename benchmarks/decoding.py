@@ -21,7 +21,8 @@ import segue.mlx  # a good BLAS, before MLX
 import mlx.core as mx
 import mlx_lm
 from mlx_lm.generate import generate_step
-from report import spread
+
+from benchmarks.report import spread
 
 Way = Callable[[], Generator[int, None, None]]
 BARE = "generate_step"

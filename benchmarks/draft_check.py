@@ -12,8 +12,9 @@ import segue.mlx  # a good BLAS, before MLX
 # isort: split
 import mlx.core as mx
 import mlx_lm
-from decoding import prompt_ids
-from speculative import QUESTIONS, REPEAT, TEXTS
+
+from benchmarks.decoding import prompt_ids
+from benchmarks.speculative import QUESTIONS, REPEAT, TEXTS
 
 TOKENS = 48
 PROMPTS = [*(REPEAT.format(word=word, text=text) for word, text in TEXTS), *QUESTIONS]

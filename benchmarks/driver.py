@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
-import environments
-from optimum import Optimum
-from workloads import Conversation, Workload
+from benchmarks import environments
+from benchmarks.optimum import Optimum
+from benchmarks.workloads import Conversation, Workload
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 # A turn that takes longer than this is hung.
 PATIENCE = 900
 
@@ -81,19 +81,18 @@ class PeerProcess:
             raise PeerError(f"not run: .venv-{info.environment} is missing (make bench-peers)")
         env = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
         # This tree's segue, also where an environment was made for another.
-        paths = [str(HERE.parent)] if info.environment is None else []
-        env["PYTHONPATH"] = os.pathsep.join([*paths, str(HERE)])
+        env["PYTHONPATH"] = str(ROOT)
         if threads is not None:
             env |= dict.fromkeys(("MKL_NUM_THREADS", "OMP_NUM_THREADS"), str(threads))
         self.info = info
-        self._command, self._env = [str(python), "-m", f"peers.{info.name}"], env
+        self._command, self._env = [str(python), "-m", f"benchmarks.peers.{info.name}"], env
         self._start()
 
     def _start(self) -> None:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
             self._command,
-            cwd=HERE,
+            cwd=ROOT,
             env=self._env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -1,6 +1,6 @@
 """An environment of its own for each peer that needs one.
 
-    python benchmarks/environments.py
+    python -m benchmarks.environments
 
 makes what is missing: `.venv-llamacpp` and `.venv-transformers` beside the project's own.
 """

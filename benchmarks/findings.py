@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from driver import OURS, PEERS
-from records import Records
+from benchmarks.driver import OURS, PEERS
+from benchmarks.records import Records
 
 # Differences smaller than this are noise on a shared machine.
 MARGIN = 0.05

@@ -1,6 +1,6 @@
 """What Segue gains and costs on one GPU: runs unattended, and writes JSON lines.
 
-    python benchmarks/gpu.py --output FILE [--models 1B 8B smollm2] [--contexts 1024 4096 ...]
+    python -m benchmarks.gpu --output FILE [--models 1B 8B smollm2] [--contexts 1024 4096 ...]
         [--decode-contexts 1024 ...] [--runs N] [--decode-runs N] [--tokens N] [--bandwidth-gb N]
 
 Needs `mlx[cuda13]`, or Metal. A model is a name in `shapes.py` (a llama of that shape with random
@@ -64,14 +64,14 @@ import segue.mlx  # a good BLAS, before MLX
 # isort: split
 import mlx.core as mx
 import mlx_lm
-from decoding import BARE, decoding_ways, needed, prompt_ids, take_turns
-from draft_check import check_drafts
 from mlx.utils import tree_flatten
 from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
-from report import circumstances, spread
-from shapes import SHAPES, random_engine
 
+from benchmarks.decoding import BARE, decoding_ways, needed, prompt_ids, take_turns
+from benchmarks.draft_check import check_drafts
+from benchmarks.report import circumstances, spread
+from benchmarks.shapes import SHAPES, random_engine
 from segue import Message
 
 SENTENCE = "{}. The river carries sand and stones down from the hills to the plain. "

@@ -18,10 +18,10 @@ import segue.mlx  # a good BLAS, before MLX
 
 # isort: split
 import mlx.core as mx
-from chat_templates import CHAT_TEMPLATES
 from mlx.utils import tree_flatten, tree_map
 from mlx_lm.models import gemma3_text, lfm2
 
+from benchmarks.chat_templates import CHAT_TEMPLATES
 from segue import names
 
 # The sliding-window model looks back on so many tokens.

@@ -1,6 +1,6 @@
 """docs/benchmarks.md, made of the results.
 
-python benchmarks/page.py [RESULTS [PAGE]]
+python -m benchmarks.page [RESULTS [PAGE]]
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import gpu_section
-from driver import OURS, PEERS
-from findings import lost, marks, notes
-from records import RESULTS, Records
+from benchmarks import gpu_section
+from benchmarks.driver import OURS, PEERS
+from benchmarks.findings import lost, marks, notes
+from benchmarks.records import RESULTS, Records
 
 PAGE = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 

@@ -1,6 +1,6 @@
 """Pictures of the results, as SVG and PNG, into docs/benchmarks.
 
-    python benchmarks/plots.py [RESULTS [FOLDER]]
+    python -m benchmarks.plots [RESULTS [FOLDER]]
 
 The same results make the same files.
 """
@@ -16,9 +16,10 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-from driver import OURS, PEERS
 from matplotlib.ticker import LogLocator
-from records import RESULTS, Records
+
+from benchmarks.driver import OURS, PEERS
+from benchmarks.records import RESULTS, Records
 
 PICTURES = Path(__file__).parent.parent / "docs" / "benchmarks"
 # Told apart by those who see no red or green, too.

@@ -1,6 +1,6 @@
 """All benchmarks that a CPU can do, one after another; results as JSON lines.
 
-    python benchmarks/run.py [--quick] [--only counts,chat,document,sessions,decode,drafts]
+    python -m benchmarks.run [--quick] [--only counts,chat,document,sessions,decode,drafts]
                              [--workloads 1,7] [--peers segue_session,llama_cpp] [--output FILE]
 
 Tokens fed have no noise and are counted once. Times are taken of a few workloads, alone on the
@@ -24,18 +24,15 @@ import segue
 import segue.mlx  # a good BLAS, before MLX
 
 # isort: split
-import counting
-import environments
-import sessions
-import timing
-from driver import PEERS
-from models import DESCRIPTIONS, make_models
-from records import RESULTS
-from report import circumstances
-from texts import load_texts
-from workloads import Workload, about_a_document, all_workloads, plain_chat
+from benchmarks import counting, environments, sessions, timing
+from benchmarks.driver import PEERS
+from benchmarks.models import DESCRIPTIONS, make_models
+from benchmarks.records import RESULTS
+from benchmarks.report import circumstances
+from benchmarks.texts import load_texts
+from benchmarks.workloads import Workload, about_a_document, all_workloads, plain_chat
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parent.parent
 QUICK_RESULTS = RESULTS.with_name("quick.jsonl")
 PARTS = ("counts", "chat", "document", "sessions", "decode", "drafts")
 # Tokens of the document that is timed: one of 4,000 would take the stateless way minutes.
@@ -80,10 +77,10 @@ def described(texts: str, workloads: list[Workload]) -> dict[str, Any]:
         python = environments.python(peer.environment)
         if peer.packages and python.exists():
             code = (
-                "import json; from peers.protocol import versions; "
+                "import json; from benchmarks.peers.protocol import versions; "
                 f"print(json.dumps(versions(*{peer.packages!r})))"
             )
-            packages |= json.loads(subprocess.check_output([python, "-c", code], cwd=HERE))
+            packages |= json.loads(subprocess.check_output([python, "-c", code], cwd=ROOT))
     return {
         **circumstances("cpu", DESCRIPTIONS["smollm2"]),
         "kind": "circumstances",
@@ -115,13 +112,13 @@ def _processor() -> str:
 
 def script(results: Results, name: str, *arguments: str) -> bool:
     """Tell the last line of one of the other benchmarks; whether it ended well."""
-    env = {**os.environ, "PYTHONPATH": str(HERE.parent)}
-    command = [sys.executable, str(HERE / name), *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         print(f"{name} ended with {done.returncode}: the page will lack it.", file=sys.stderr)
         return False
-    results.tell({"kind": Path(name).stem, **json.loads(done.stdout.splitlines()[-1])})
+    results.tell({"kind": name, **json.loads(done.stdout.splitlines()[-1])})
     return True
 
 
@@ -131,7 +128,7 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(PARTS))
     parser.add_argument("--workloads", help="numbers of those to count")
     parser.add_argument("--peers", default=",".join(PEERS))
-    parser.add_argument("--models", type=Path, default=HERE / ".models")
+    parser.add_argument("--models", type=Path, default=ROOT / "benchmarks" / ".models")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     parts, peers, quick = options.only.split(","), options.peers.split(","), options.quick
@@ -162,10 +159,10 @@ def main() -> int:
         del engine
     if "decode" in parts:
         runs = "3" if quick else "20"
-        failed += not script(results, "decode_overhead.py", "--tokens", "10", "--runs", runs)
+        failed += not script(results, "decode_overhead", "--tokens", "10", "--runs", runs)
     if "drafts" in parts:
         tokens = "8" if quick else "48"
-        failed += not script(results, "speculative.py", "--runs", "1", "--tokens", tokens)
+        failed += not script(results, "speculative", "--runs", "1", "--tokens", tokens)
     results.close()
     return failed
 

@@ -26,8 +26,9 @@ from mlx_lm.models.cache import (
     save_prompt_cache,
     trim_prompt_cache,
 )
-from report import Told, spread
-from workloads import Workload
+
+from benchmarks.report import Told, spread
+from benchmarks.workloads import Workload
 
 # Times are taken in this many turns behind each of these.
 STRETCH = 5

@@ -1,6 +1,6 @@
 """What prompt lookup gains where a reply repeats its input, and costs where it does not.
 
-    python benchmarks/speculative.py [--model NAME] [--tokens N] [--block N] [--runs N]
+    python -m benchmarks.speculative [--model NAME] [--tokens N] [--block N] [--runs N]
 
 Two tasks of five prompts: to repeat a text with one word changed, and to answer a question. For
 each prompt, three ways are under way at once and take turns of a few tokens, so that the machine's
@@ -23,7 +23,8 @@ import segue.mlx  # a good BLAS, before MLX
 
 # isort: split
 import mlx_lm
-from report import circumstances, spread
+
+from benchmarks.report import circumstances, spread
 
 REPEAT = "Repeat this text, but replace the word {word}:\n\n{text}"
 TEXTS = [

@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from time import sleep
 from typing import Any
 
-from driver import OURS, PEERS, PeerError, PeerProcess
-from report import Told, spread
-from workloads import Conversation, Step, Workload
+from benchmarks.driver import OURS, PEERS, PeerError, PeerProcess
+from benchmarks.report import Told, spread
+from benchmarks.workloads import Conversation, Step, Workload
 
 # Threads that have nothing to do any more spin for a while, and would slow down the next peer.
 PAUSE = 0.4

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from texts import Texts
+from benchmarks.texts import Texts
 
 # What the model is told in front; the tools template writes its own.
 INSTRUCTIONS = "You are a helpful assistant. Answer in one short sentence."

@@ -13,7 +13,7 @@ import segue.mlx  # noqa: F401 (puts a good BLAS in place before MLX is imported
 TARGET = Path(__file__).with_name("architectures.md")
 sys.path.insert(0, str(TARGET.parent.parent / "tests"))
 
-from architectures import (  # noqa: E402
+from kit.architectures import (  # noqa: E402
     DATA,
     EXACT,
     FED_ONLY,

@@ -61,7 +61,7 @@ def never_paused(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """A session file with nothing wrong."""
-    from session_files import make
+    from kit.altered_files import make
 
     return make(tmp_path_factory.mktemp("sound") / "talk.segue")
 
@@ -69,7 +69,7 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture(scope="session")
 def pair() -> tuple[MlxEngine, MlxEngine]:
     """A model, and a draft that often, but not always, says what it says."""
-    from tiny import disturbed, toy_engine
+    from kit.models import disturbed, toy_engine
 
     engine = toy_engine()
     return engine, disturbed(engine, noise=0.1)

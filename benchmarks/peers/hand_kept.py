@@ -18,8 +18,8 @@ import segue.mlx  # noqa: F401 (a good BLAS, before MLX)
 import mlx_lm
 from mlx_lm.models.cache import load_prompt_cache, make_prompt_cache, save_prompt_cache
 
-from peers.mlx_generation import say
-from peers.protocol import LoadingPeer, Measure, Messages, filed, rate, serve
+from benchmarks.peers.mlx_generation import say
+from benchmarks.peers.protocol import LoadingPeer, Measure, Messages, filed, rate, serve
 
 
 class HandKeptPeer(LoadingPeer):

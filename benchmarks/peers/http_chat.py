@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
 
-from peers.protocol import Measure, rate
+from benchmarks.peers.protocol import Measure, rate
 
 
 def stream(address: str, body: dict[str, Any]) -> Generator[dict[str, Any], None, None]:

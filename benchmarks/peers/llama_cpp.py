@@ -14,8 +14,8 @@ from typing import Any
 
 import xllamacpp
 
-from peers.http_chat import hear
-from peers.protocol import Measure, Messages, Peer, place_of, serve
+from benchmarks.peers.http_chat import hear
+from benchmarks.peers.protocol import Measure, Messages, Peer, place_of, serve
 
 
 class LlamaCppPeer(Peer):

@@ -15,8 +15,8 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from peers.http_chat import hear
-from peers.protocol import Measure, Messages, Peer, place_of, serve
+from benchmarks.peers.http_chat import hear
+from benchmarks.peers.protocol import Measure, Messages, Peer, place_of, serve
 
 SERVER = "import segue.mlx; from mlx_lm.server import main; main()"
 

@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import segue
-from peers.protocol import LoadingPeer, Measure, Messages, filed, rate, serve
+from benchmarks.peers.protocol import LoadingPeer, Measure, Messages, filed, rate, serve
 
 
 class SeguePeer(LoadingPeer):

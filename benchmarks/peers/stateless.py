@@ -10,8 +10,8 @@ import segue.mlx  # noqa: F401 (a good BLAS, before MLX)
 # isort: split
 import mlx_lm
 
-from peers.mlx_generation import say
-from peers.protocol import LoadingPeer, Measure, Messages, rate, serve
+from benchmarks.peers.mlx_generation import say
+from benchmarks.peers.protocol import LoadingPeer, Measure, Messages, rate, serve
 
 
 class StatelessPeer(LoadingPeer):

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from peers.protocol import LoadingPeer, Measure, Messages, rate, serve
+from benchmarks.peers.protocol import LoadingPeer, Measure, Messages, rate, serve
 
 
 class Clock:

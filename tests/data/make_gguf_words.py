@@ -19,9 +19,9 @@ from importlib import metadata
 from pathlib import Path
 
 import xllamacpp
-from gguf_files import write_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from kit.gguf_files import write_model
 from segue.gguf.words import WORDS
 
 TEXTS = [

@@ -1,4 +1,4 @@
-"""Writes the session files in tests/data/sessions that test_session_versions_mlx.py opens.
+"""Writes the session files in tests/data/sessions that tests/store/test_versions_mlx.py opens.
 
 They were made once and must open forever: don't make them anew, add others beside them.
 """
@@ -14,13 +14,13 @@ sys.path[:0] = [str(Path(__file__).parent.parent)]
 import segue.mlx  # noqa: E402, F401 (a good BLAS, before MLX)
 
 # isort: split
-from test_session_versions_mlx import KINDS, QUESTIONS, begin  # noqa: E402
+from kit.old_sessions import MLX_KINDS, MLX_QUESTIONS, begin_mlx  # noqa: E402
 
-for kind in KINDS:
+for kind in MLX_KINDS:
     path = FOLDER / f"mlx-v1-{kind}.segue"
     if not path.exists():
-        with begin(kind)[0] as session:
-            for question in QUESTIONS:
+        with begin_mlx(kind)[0] as session:
+            for question in MLX_QUESTIONS:
                 session.respond(question)
             session.save(path)
         print(path.name, path.stat().st_size)

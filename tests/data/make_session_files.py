@@ -12,8 +12,7 @@ from pathlib import Path
 FOLDER = Path(__file__).parent / "sessions"
 sys.path[:0] = [str(Path(__file__).parent.parent)]
 
-from session_versions import SESSIONS, next_token  # noqa: E402
-
+from kit.old_sessions import SESSIONS, next_token  # noqa: E402
 from segue import ChatSession, GenerationConfig, load_prompt_cache  # noqa: E402
 from segue.testing import FakeEngine  # noqa: E402
 

@@ -1,0 +1,208 @@
+"""The conversation in the terminal, its person played by a list of lines."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import threading
+
+import pytest
+from rich.console import Console
+
+from kit.chats import Typed, alone, converse
+from kit.command import run
+from segue import ChatSession, GenerationConfig
+from segue.cli.chat.chat import TerminalChat
+from segue.cli.chat.commands import COMMANDS
+from segue.cli.chat.idle import CHUNK, reading_ahead
+from segue.cli.chat.statistics import turn_line, usage_table
+from segue.testing import FakeEngine, ToyTokenizer
+
+
+def test_a_turn_shows_the_reply_and_one_quiet_line():
+    shown, session = converse("hi", "ho")
+    assert [message.content for message in session.history] == ["hi", "hello", "ho", "fine"]
+    replies = [line.strip() for line in shown.splitlines() if line.strip()]
+    assert replies[0] == "hello"
+    assert replies[2] == "fine"
+    first, second = replies[1], replies[3]
+    assert first.startswith("21 tokens read · 0 reused · first token ")
+    assert second.startswith("22 tokens read · 23 reused · first token ")
+    assert first.endswith(" tokens/s")
+
+
+class ReadAhead(ChatSession):
+    """Tells whenever it has read ahead all there is."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.done = threading.Semaphore(0)
+
+    def settle(self, **kwargs):
+        super().settle(**kwargs)
+        self.done.release()
+
+    def prewarm(self, **kwargs):
+        super().prewarm(**kwargs)
+        self.done.release()
+
+
+class Thinking(Typed):
+    """A person who takes their time: until the model has read all there is."""
+
+    def __init__(self, session, *lines):
+        super().__init__(*lines)
+        self._session = session
+
+    def ask(self):
+        assert self._session.done.acquire(timeout=20)
+        return super().ask()
+
+
+def test_the_model_reads_ahead_while_the_person_types():
+    session = ReadAhead(FakeEngine(["hello", "fine"]), instructions="be kind " * 20)
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    TerminalChat(alone(session), console, Thinking(session, "hi", "ho")).run()
+    first, second = session.usage.turns
+    assert first.cached_tokens == session.usage.prewarmed_tokens > 160
+    assert second.fed_tokens <= len("ho<end>\n<start>assistant\n")
+    assert session.usage.settled_tokens > 0
+
+
+def test_whoever_presses_enter_waits_for_one_chunk_at_most():
+    session = ChatSession(FakeEngine(["hello"]), instructions="be kind " * 200)
+    fed = []
+    model = session._engine.model
+    forward, begun, go_on = model.forward, threading.Event(), threading.Event()
+
+    def slow(cache, ids):
+        fed.append(len(ids))
+        begun.set()
+        assert go_on.wait(20)
+        forward(cache, ids)
+
+    model.forward = slow
+    with reading_ahead(session):
+        assert begun.wait(20)
+        threading.Timer(0.05, go_on.set).start()
+    assert len(fed) == 1
+    assert fed[0] <= CHUNK == session.cached_tokens
+    assert session.respond("hi") == "hello"
+
+
+def test_what_goes_wrong_while_reading_ahead_is_left_to_the_next_turn():
+    engine = FakeEngine(["hello"], fail_at=[1])
+    session = ChatSession(engine, instructions="be kind")
+    forward, begun = engine.model.forward, threading.Event()
+
+    def tell(cache, ids):
+        begun.set()
+        forward(cache, ids)
+
+    engine.model.forward = tell
+    with reading_ahead(session):
+        assert begun.wait(20)
+    assert session.respond("hi") == "hello"
+
+
+class Marking(ToyTokenizer):
+    reasoning_tags = ("<think>", "</think>")
+
+
+def test_reasoning_is_shown_as_a_quotation_and_left_out_of_pipes(capsys, monkeypatch):
+    said = "<think>\nthe world\n</think>\n\nyes"
+    shown, session = converse("hi", script=[said], tokenizer=Marking())
+    lines = [line.strip() for line in shown.splitlines() if line.strip()]
+    assert "the world" in lines[0]
+    assert lines[1] == "yes"
+    assert session.history[-1].reasoning == "the world"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
+    engine = FakeEngine([said], tokenizer=Marking())
+    monkeypatch.setattr("segue.loading.load", lambda name: engine)
+    assert run("chat") == 0
+    assert capsys.readouterr().out == "yes\n"
+
+
+def test_ctrl_c_at_the_prompt_asks_again_and_ctrl_d_leaves():
+    _, session = converse(KeyboardInterrupt(), "hi", EOFError(), "never")
+    assert len(session.history) == 2
+
+
+def test_ctrl_c_stops_the_reply_and_keeps_what_was_said():
+    shown, session = converse(
+        "hi", "ho", script=["hello there", "fine"], fail_at=[4], failure=KeyboardInterrupt()
+    )
+    assert [message.content for message in session.history] == ["hi", "hello ", "ho", "fine"]
+    assert "stopped · " in shown
+
+
+def test_a_failing_model_is_told_and_the_conversation_goes_on():
+    shown, session = converse("hi", "ho", fail_at=[1])
+    assert "The fake model failed in forward pass 1" in shown
+    assert len(session.history) == 4
+
+
+def test_commands():
+    shown, session = converse(
+        "/history",
+        "/system Be kind.",
+        "hi",
+        "/system",
+        "/history",
+        "/stats",
+        "/nope",
+        "//x",
+        "/quit",
+        "no",
+    )
+    assert session.instructions == "Be kind."
+    assert "Nothing has been said yet." in shown
+    assert "There is no /nope" in shown
+    assert "user:" in shown
+    assert "tokens generated" in shown
+    assert session.history[-2].content == "/x"
+    cleared, session = converse("hi", "/clear", "/help")
+    assert session.history == ()
+    for command in COMMANDS.values():
+        assert command.usage in cleared
+        assert command.help in cleared
+
+
+def test_a_chat_tells_what_it_has_cost():
+    session = ChatSession(FakeEngine(["one", "two"]), instructions="be kind")
+    session.prewarm()
+    session.respond("hi")
+    console = Console(file=io.StringIO())
+    console.print(usage_table(session))
+    shown = console.file.getvalue()
+    assert re.search(r"turns +1\b", shown)
+    assert re.search(r"tokens read ahead +\d\d\b", shown)
+    assert "marks" not in shown
+    assert "accepted" not in shown
+
+
+def test_history_shows_a_persons_words_as_typed():
+    shown, _ = converse("*star* [bold] __init__", "/history")
+    assert "*star* [bold] __init__" in shown
+
+
+def test_a_model_that_fails_in_its_own_way_ends_the_turn_not_the_conversation():
+    shown, session = converse("hi", "ho", fail_at=[1], failure=ZeroDivisionError("odd"))
+    assert "The turn failed (ZeroDivisionError): odd" in shown
+    assert len(session.history) == 4
+
+
+def test_a_prompt_stopped_in_its_middle_counts_what_was_read():
+    session = ChatSession(FakeEngine(["x"]), generation=GenerationConfig(prefill_step_size=4))
+    with pytest.raises(KeyboardInterrupt):
+        session.respond("a longer prompt", prompt_progress_callback=stop_at_eight)
+    assert session.usage.fed_tokens == 8
+    assert turn_line(session.usage.turns[0], None, None, stopped=True) == (
+        "stopped · 8 tokens read · 0 reused"
+    )
+
+
+def stop_at_eight(fed, total):
+    if fed == 8:
+        raise KeyboardInterrupt

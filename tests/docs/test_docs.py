@@ -1,0 +1,61 @@
+"""The code that README and docs show runs, and the reference is what the docstrings say."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+
+import pytest
+
+from kit.pages import PAGES, SESSION_FILES, code
+from kit.paths import ROOT
+
+
+@pytest.mark.smollm2
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_code_shown_runs(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = code(page)
+    assert blocks
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, page.name, "exec"), namespace)
+    if page.name == "README.md":
+        assert capsys.readouterr().out == (
+            "The capital of France is Paris.\nThe capital of Italy is Rome."
+        )
+
+
+def test_the_readme_shows_six_lines_of_code():
+    (block,) = code(PAGES[0])
+    assert len([line for line in block.splitlines() if line.strip()]) <= 6
+
+
+def test_links_lead_somewhere():
+    for page in [*PAGES, ROOT / "docs" / "design.md", ROOT / "docs" / "models.md", SESSION_FILES]:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_design_names_the_rooms_there_are():
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    for file in (ROOT / "segue").rglob("[a-z]*.py"):
+        assert file.name in text, file
+
+
+def test_the_reference_is_up_to_date():
+    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs" / "make_reference.py")
+    reference = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(reference)
+    assert reference.render() == (ROOT / "docs" / "reference.md").read_text(encoding="utf-8"), (
+        "run: make docs"
+    )
+
+
+def test_the_reference_has_every_public_name():
+    import segue
+
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    headings = set(re.findall(r"^#+ `([\w.]+)`", text, re.MULTILINE))
+    shown = {heading.rpartition(".")[2] for heading in headings}
+    assert set(segue.__all__) - shown == {"__version__"}

@@ -1,0 +1,146 @@
+"""Contexts of every kind, what they are told, and the oracle of their logits."""
+
+from __future__ import annotations
+
+import copy
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import mlx.core as mx
+
+from kit.models import (
+    tiny_chunked,
+    tiny_hybrid,
+    tiny_lists,
+    tiny_llama,
+    tiny_mamba,
+    tiny_ngram,
+    toy_engine,
+)
+from segue import GenerationConfig, MlxEngine
+from segue.engine import StoredPart, StoredTensor
+
+
+def tiny_half(vocabulary: int) -> Any:
+    model = tiny_llama(vocabulary, layers=2)
+    model.set_dtype(mx.bfloat16)
+    return model
+
+
+BITS = {"kv_bits": 8, "kv_group_size": 32}
+# Turns go past every window, chunk and size, and past the token from which a cache is quantized.
+KINDS: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "full": (tiny_llama, {}, {}),
+    "half": (tiny_half, {}, {}),
+    "sliding": (tiny_llama, {"window": 16}, {}),
+    "recurrent": (tiny_mamba, {}, {}),
+    "hybrid": (tiny_hybrid, {}, {}),
+    "chunked": (tiny_chunked, {}, {}),
+    "lists": (tiny_lists, {}, {}),
+    "token ids": (tiny_ngram, {}, {}),
+    "bounded": (tiny_llama, {}, {"max_kv_size": 24}),
+    "quantized": (tiny_llama, {}, {**BITS, "quantized_kv_start": 0}),
+    "quantized later": (tiny_llama, {}, {**BITS, "quantized_kv_start": 40}),
+}
+# How many leading ids a bounded cache never drops.
+PINNED = 6
+SEEDED = {"temperature": 1.0, "seed": 11}
+
+
+def engine_of(kind: str) -> MlxEngine:
+    make, kwargs, _ = KINDS[kind]
+    return toy_engine(make, **kwargs)
+
+
+def config_of(kind: str, **settings: Any) -> GenerationConfig:
+    defaults = {"max_tokens": 6, "prefill_step_size": 16, "max_marks": 3}
+    return GenerationConfig(**{**defaults, **KINDS[kind][2], **settings})
+
+
+def words(seed: int, count: int) -> list[int]:
+    return [(7 * seed + 13 * place) % 90 + 33 for place in range(count)]
+
+
+class Line:
+    """A context and the ids in it."""
+
+    def __init__(self, context: Any, ids: Sequence[int] = ()) -> None:
+        self.context = context
+        self.ids = list(ids)
+
+    def say(self, new: Sequence[int], config: GenerationConfig) -> list[int]:
+        """A turn; what was replied. Marks stand behind the opening and the question."""
+        prompt = [*self.ids, *new]
+        reply = self.context.generate(prompt, config, marks=(PINNED, len(prompt)), pinned=PINNED)
+        said = [step.token for step in reply]
+        self.ids = [*prompt, *said]
+        assert self.context.offset - self.context.prefix == len(self.ids)
+        return said
+
+    def back(self, offset: int) -> int:
+        reached = self.context.rewind(offset)
+        del self.ids[reached - self.context.prefix :]
+        return reached
+
+    def fork(self) -> Line:
+        return Line(self.context.fork(), self.ids)
+
+    def logits(self, probe: int = 65) -> mx.array:
+        """Of the next token; nothing changes."""
+        cache = copy.deepcopy(self.context._state.layers)
+        logits = self.context._state.model(mx.array([[probe]]), cache=cache)[0, -1]
+        self.context._state.rest()
+        return logits
+
+
+def begun(kind: str, turns: int = 2, engine: MlxEngine | None = None, **kwargs: Any) -> Line:
+    """A conversation of some turns."""
+    line = Line((engine or engine_of(kind)).context(config_of(kind), **kwargs))
+    for turn in range(turns):
+        line.say(words(turn, 14 - 3 * turn), config_of(kind))
+    return line
+
+
+def check_fresh(line: Line, engine: MlxEngine, config: GenerationConfig) -> None:
+    """The next logits are those of a fresh context that read the same in one go."""
+    if not line.ids:
+        return
+    fresh = Line(engine.context(config))
+    fresh.say(line.ids, GenerationConfig(max_tokens=0))
+    got, expected = line.logits(), fresh.logits()
+    # What is rounded to steps may be rounded to either of two, depending on the pass it was in.
+    tolerance = 1e-4 if config.kv_bits is None and got.dtype == mx.float32 else 0.1
+    error = (mx.abs(got - expected).max() / mx.abs(expected).max()).item()
+    assert error < tolerance, f"relative error {error:.1e}"
+
+
+def through_a_file(parts: Mapping[str, StoredPart]) -> dict[str, StoredPart]:
+    """What is left of parts that were written and read."""
+    return {
+        name: StoredPart(
+            json.loads(json.dumps(part.values)),
+            {
+                at: StoredTensor(dtype, tuple(shape), bytes(data))
+                for at, (dtype, shape, data) in part.tensors.items()
+            },
+        )
+        for name, part in parts.items()
+    }
+
+
+def elsewhere(work: Callable[[], Any]) -> None:
+    """Do it on a thread of its own."""
+    failures = []
+
+    def attempt():
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=attempt)
+    thread.start()
+    thread.join()
+    assert not failures

@@ -1,0 +1,321 @@
+"""The invariants of a session over caches of every kind, with real models (Hypothesis)."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import tempfile
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from kit.models import tiny_chunked, tiny_hybrid, tiny_lists, tiny_llama, tiny_mamba
+from kit.oracle import Expected, Recorder, Talk, wrap
+from kit.sessions import common_prefix, rendered
+from segue import (
+    ChatSession,
+    ConfigurationError,
+    GenerationConfig,
+    GenerationError,
+    HistoryError,
+    Message,
+    Role,
+)
+
+BASE = GenerationConfig(max_tokens=3, prefill_step_size=16, max_marks=3, kv_group_size=32)
+KINDS = {
+    "full": (lambda size: tiny_llama(size, layers=2), {}),
+    "rotating": (lambda size: tiny_llama(size, layers=2, window=16), {}),
+    "recurrent": (tiny_mamba, {}),
+    "hybrid": (tiny_hybrid, {}),
+    "quantized": (
+        lambda size: tiny_llama(size, layers=2),
+        {"kv_bits": 8, "quantized_kv_start": 20},
+    ),
+    "chunked": (tiny_chunked, {}),
+    "cache lists": (tiny_lists, {}),
+}
+# None of them is ever edited: a session is told of new instructions, they don't change behind it.
+INSTRUCTIONS = st.none() | st.sampled_from(["Be brief.", "Be long.", "Bé"])
+TEXTS = st.sampled_from(["", "the", "he", "é", "hello world", "why?"])
+
+
+class Failing(Recorder):
+    """A model that fails in the middle of a pass: some layers advanced, others did not."""
+
+    fail_in = 0
+
+    def __call__(self, tokens: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        if self.fail_in:
+            self.fail_in -= 1
+            if not self.fail_in:
+                layers = kwargs["cache"]
+                rest = list(layers[1:])
+                self.model(tokens, cache=layers)
+                # Only the first layer keeps what it read.
+                layers[1:] = [type(layer).__new__(type(layer)) for layer in rest]
+                raise RuntimeError("out of memory")
+        return super().__call__(tokens, *args, **kwargs)
+
+
+@cache
+def engine_of(kind: str) -> Any:
+    engine = wrap(KINDS[kind][0](262), kind)
+    engine.model = Failing(engine.model.model)
+    return engine
+
+
+class CacheMachine(RuleBasedStateMachine):
+    """Takes turns, breaks them off, makes them fail, and asks for caches of other kinds."""
+
+    @initialize(kind=st.sampled_from(sorted(KINDS)), instructions=INSTRUCTIONS)
+    def begin(self, kind, instructions):
+        self.engine = engine_of(kind)
+        self.engine.model.fail_in = 0
+        self.engine.tokenizer.edits.clear()
+        self.talk = Talk(self.engine, replace(BASE, **KINDS[kind][1]))
+        self.session.instructions = instructions
+        self.said: list[Message] = []
+        self.kind_of_cache = self.session.generation.cache_settings
+        self.parked, self.saved = [], None
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name) / "talk.segue"
+
+    @property
+    def session(self) -> ChatSession:
+        return self.talk.session
+
+    def new_kind(self):
+        """Settings that want another cache: it is made anew."""
+        if not self.same_kind:
+            self.kind_of_cache = self.session.generation.cache_settings
+            self.talk.expected = Expected(self.engine, self.session.generation)
+
+    def record(self, text):
+        self.said.append(Message.user(text))
+        self.said.append(self.session.history[-1])
+        assert self.said[-1].role is Role.ASSISTANT
+
+    @rule(text=TEXTS, tokens=st.none() | st.integers(0, 3), look=st.booleans())
+    def turn(self, text, tokens, look):
+        self.new_kind()
+        # Fed exactly what had to be, and the logits those of a fresh context: see `Talk.turn`.
+        self.talk.turn(text, close_after=tokens, look=look)
+        self.record(text)
+
+    @rule(text=TEXTS)
+    def turn_beside_a_replay(self, text):
+        """The oracle: the same messages on a session of its own get the same reply."""
+        self.new_kind()
+        again = ChatSession(
+            self.engine,
+            instructions=self.session.instructions,
+            history=self.said,
+            generation=self.session.generation,
+        )
+        ours = self.talk.expected.held
+        self.talk.turn(text, look=False)
+        self.record(text)
+        said = again.respond(text)
+        # Where ids that were sampled stand that the tokenizer would not make, texts may differ.
+        theirs = again._cache.ledger.ids
+        prompt = self.talk.prompt_length
+        if tuple(self.talk.expected.held[:prompt]) == theirs[:prompt]:
+            if self.session.generation.kv_bits is None:
+                assert said == self.said[-1].content
+        else:
+            assert common_prefix(ours, theirs) < len(ours)
+
+    @rule(text=TEXTS, calls=st.integers(1, 4))
+    def turn_that_fails(self, text, calls):
+        self.new_kind()
+        reply = self.session.stream(text)
+        self.talk.expected.turn_to(self.session._cache.ledger.ids)
+        self.engine.model.fail_in = calls
+        self.engine.model.passes.clear()
+        try:
+            list(reply)
+        except GenerationError:
+            assert self.session.cached_tokens == 0
+            self.talk.expected.clear()
+        else:
+            self.talk.fed(reply.prompt_tokens)
+        finally:
+            self.engine.model.fail_in = 0
+        self.record(text)
+
+    @rule(text=TEXTS, new=TEXTS)
+    def edit_what_was_said(self, text, new):
+        if new != text:
+            self.engine.tokenizer.edits = {text: new}
+
+    @rule(instructions=INSTRUCTIONS)
+    def change_instructions(self, instructions):
+        self.session.instructions = instructions
+
+    @rule(
+        wanted=st.sampled_from(
+            [
+                {},
+                {"max_kv_size": 40},
+                {"max_kv_size": 64},
+                {"kv_bits": 8, "quantized_kv_start": 0},
+                {"kv_bits": 8, "quantized_kv_start": 40},
+            ]
+        ),
+        step=st.integers(8, 60),
+        max_marks=st.integers(0, 4),
+    )
+    def change_settings(self, wanted, step, max_marks):
+        config = replace(BASE, prefill_step_size=step, max_marks=max_marks, **wanted)
+        try:
+            self.engine.context(config)
+        except ConfigurationError:
+            # What the model can't do is refused in the next turn, and nothing changes.
+            before, held = self.session.generation, self.session.cached_tokens
+            self.session.generation = config
+            with pytest.raises(ConfigurationError):
+                self.session.stream("no")
+            self.session.generation = before
+            assert self.session.cached_tokens == held
+        else:
+            self.session.generation = config
+            self.talk.expected.most_marks = max_marks
+
+    @rule(turns=st.integers(1, 3))
+    def undo(self, turns):
+        if turns > len(self.said) // 2:
+            with pytest.raises(HistoryError):
+                self.session.undo(turns)
+            return
+        before = self.engine.tokenizer.decode(self.talk.expected.held)
+        can_trim = self.talk.expected.can_trim() and not self.talk.expected.whole_before
+        taken = self.session.undo(turns)
+        assert list(taken) == self.said[-2 * turns :]
+        del self.said[-2 * turns :]
+        self.talk.went_back()
+        # Of what stays, nothing is read again that is in the cache and can stay there.
+        stays = rendered(self.session, self.said, prompt=False).rstrip()
+        if self.same_kind and can_trim and self.said and before.startswith(stays):
+            assert self.engine.tokenizer.decode(self.talk.expected.held).startswith(stays)
+
+    @precondition(lambda self: self.said)
+    @rule(tokens=st.none() | st.integers(1, 3), look=st.booleans())
+    def regenerate(self, tokens, look):
+        self.new_kind()
+        self.said.pop()
+        self.talk.take(lambda: self.session.stream_again(seed=1), close_after=tokens, look=look)
+        self.said.append(self.session.history[-1])
+
+    @precondition(lambda self: self.said)
+    @rule(turn=st.integers(0, 5), new=TEXTS, look=st.booleans())
+    def edit_a_question(self, turn, new, look):
+        place = 2 * (turn % (len(self.said) // 2))
+        assert list(self.session.edit(place, new)) == self.said[place:]
+        self.said[place:] = [Message.user(new)]
+        self.talk.went_back()
+        self.new_kind()
+        self.talk.take(self.session.stream_again, look=look)
+        self.said.append(self.session.history[-1])
+
+    @rule(stay=st.booleans())
+    def fork(self, stay):
+        twin = copy.copy(self.talk)
+        twin.session = self.session.fork()
+        twin.expected = copy.deepcopy(self.talk.expected)
+        mine = (self.talk, list(self.said), self.kind_of_cache)
+        theirs = (twin, list(self.said), self.kind_of_cache)
+        self.parked.append(theirs if stay else mine)
+        self.talk, self.said, self.kind_of_cache = mine if stay else theirs
+
+    @precondition(lambda self: self.parked)
+    @rule(look=st.booleans())
+    def switch(self, look):
+        self.parked.append((self.talk, self.said, self.kind_of_cache))
+        self.talk, self.said, self.kind_of_cache = self.parked.pop(0)
+        if look and self.talk.expected.held and self.same_kind:
+            self.talk.check_logits()
+
+    @rule()
+    def save(self):
+        self.session.save(self.path)
+        expected = copy.deepcopy(self.talk.expected)
+        if not self.same_kind:
+            expected = Expected(self.engine, self.session.generation)
+        self.saved = (
+            expected,
+            list(self.said),
+            self.session.generation,
+            self.session.instructions,
+        )
+
+    @precondition(lambda self: self.saved is not None)
+    @rule(look=st.booleans())
+    def die_and_reopen(self, look):
+        expected, said, generation, instructions = self.saved
+        self.talk.session = ChatSession.open(self.path, self.engine)
+        assert self.session.generation == generation
+        assert self.session.instructions == instructions
+        self.talk.expected, self.said = copy.deepcopy(expected), list(said)
+        self.kind_of_cache = generation.cache_settings
+        assert self.session.cached_tokens == len(expected.held)
+        if look and expected.held:
+            self.talk.check_logits()
+
+    @property
+    def same_kind(self) -> bool:
+        return self.kind_of_cache == self.session.generation.cache_settings
+
+    @rule()
+    def clear(self):
+        self.session.clear()
+        self.said = []
+        self.talk.expected.clear()
+
+    @precondition(lambda self: self.said)
+    @invariant()
+    def nothing_is_lost(self):
+        assert list(self.session.history) == self.said
+        context = self.session._cache.context
+        if context is not None:
+            held = self.session._cache.ledger.ids
+            assert len(held) == context.offset
+            assert held == tuple(self.talk.expected.held) or (
+                self.kind_of_cache != self.session.generation.cache_settings
+            )
+            assert len(context.marks.offsets) <= 4
+
+    @invariant()
+    def other_branches_stay_as_they_were(self):
+        for talk, said, _ in getattr(self, "parked", ()):
+            assert list(talk.session.history) == said
+            assert talk.session._cache.ledger.ids == tuple(talk.expected.held)
+
+    def teardown(self):
+        if hasattr(self, "folder"):
+            self.session.close()
+            self.folder.cleanup()
+
+
+CacheMachine.TestCase.settings = settings(
+    max_examples=int(os.environ.get("SEGUE_MACHINE_RUNS", "100")), stateful_step_count=50
+)
+TestCaches = pytest.mark.timeout(3600)(CacheMachine.TestCase)
+
+
+def test_every_kind_of_cache_is_among_them():
+    names = {
+        type(layer).__name__
+        for kind in KINDS
+        for layer in engine_of(kind).context(BASE)._state.layers
+    }
+    assert names == {"KVCache", "RotatingKVCache", "ArraysCache", "ChunkedKVCache", "CacheList"}
+    assert len(list(itertools.chain(KINDS))) == 7

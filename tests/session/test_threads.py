@@ -1,0 +1,81 @@
+"""Sessions on threads of their own, and programs that end right after them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from segue import ChatSession
+from segue.cli.chat.idle import reading_ahead
+from segue.mlx import threads
+from segue.testing import FakeEngine
+
+# The interpreter lets no other thread run before it has begun to close down, and then does: by
+# chance that is what happens on a busy machine.
+PROGRAM = """
+import segue.mlx, sys, threading, time
+from kit.models import toy_engine
+from segue import ChatSession, GenerationConfig
+
+class Slow:
+    def __del__(self, sleep=time.sleep):
+        sleep(0.5)
+
+slow = Slow()
+session = ChatSession(toy_engine(), generation=GenerationConfig(max_tokens=3))
+thread = threading.Thread(target=session.respond, args=("Hello!",))
+sys.setswitchinterval(1000)
+thread.start()
+WAIT
+"""
+
+
+@pytest.mark.parametrize("wait", ["thread.join()", ""])
+def test_a_program_may_end_as_soon_as_its_threads_have(wait):
+    program = PROGRAM.replace("WAIT", wait)
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_one_thread_reads_ahead_for_a_whole_chat(monkeypatch):
+    readers = set()
+
+    def settle(self, **_):
+        readers.add(threading.get_native_id())
+
+    monkeypatch.setattr(ChatSession, "settle", settle)
+    monkeypatch.setattr(ChatSession, "prewarm", settle)
+    before = threading.active_count()
+    for _ in range(3):
+        with reading_ahead(ChatSession(FakeEngine())):
+            pass
+    assert len(readers) == 1
+    assert threading.active_count() <= before + 1
+
+
+@pytest.mark.parametrize("listed", [True, False])
+def test_a_program_does_not_wait_for_ever(listed, tmp_path, monkeypatch):
+    (tmp_path / "1").touch()
+    monkeypatch.setattr(threads, "TASKS", str(tmp_path if listed else tmp_path / "none"))
+    monkeypatch.setattr(threads, "_used", {1})
+    monkeypatch.setattr(threads, "PATIENCE", 0.05)
+    started = time.monotonic()
+    threads._wait_for_threads()
+    assert 0.05 <= time.monotonic() - started < 5
+
+
+def test_a_program_does_not_wait_where_no_thread_has_ended(monkeypatch):
+    monkeypatch.setattr(threads, "_used", {threading.get_native_id()})
+    monkeypatch.setattr(threads, "time", None)
+    threads._wait_for_threads()

@@ -1,0 +1,53 @@
+"""Session files of version 1 with real caches open forever, too: one of each kind is kept."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+
+import pytest
+
+from kit.drafts import check_draft, draft_of
+from kit.logits import check_next_logits
+from kit.old_sessions import MLX_KINDS, MLX_QUESTIONS, begin_mlx
+from kit.paths import OLD_SESSIONS
+from segue import ChatSession, SessionFile
+
+
+def test_one_of_each_kind_is_kept():
+    assert {path.name for path in OLD_SESSIONS.glob("mlx-v1-*")} == {
+        f"mlx-v1-{k}.segue" for k in MLX_KINDS
+    }
+
+
+@pytest.mark.parametrize("kind", MLX_KINDS)
+def test_version_1_goes_on_as_if_it_had_never_stopped(kind, tmp_path):
+    path = Path(shutil.copy(OLD_SESSIONS / f"mlx-v1-{kind}.segue", tmp_path))
+    file = SessionFile.read(path)
+    assert file.damage == {}
+    never_stopped, speculative = begin_mlx(kind)
+    engine = never_stopped._engine
+    # The last bits of random weights may differ between machines, and with them the fingerprint.
+    engine.__dict__["fingerprint"] = file.origin.fingerprint
+    overrides = {}
+    if speculative is not None:
+        part = SessionFile.read(path, load=True).parts["draft"]
+        speculative.draft.__dict__["fingerprint"] = part.values["state"]["fingerprint"]
+        overrides["speculative"] = speculative
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        session = ChatSession.open(path, engine, **overrides)
+    for question in MLX_QUESTIONS:
+        never_stopped.respond(question)
+    assert session.history == never_stopped.history
+    assert session._cache.ledger == never_stopped._cache.ledger
+    assert session.usage.marks == never_stopped.usage.marks
+    if not MLX_KINDS[kind][2]:
+        check_next_logits(session)
+    if kind == "draft":
+        assert draft_of(session)._held == draft_of(never_stopped)._held
+        check_draft(session)
+    assert session.respond("and then") == never_stopped.respond("and then")
+    assert session.usage.turns[-1].fed_tokens == never_stopped.usage.turns[-1].fed_tokens
+    session.close()
