@@ -121,7 +121,7 @@ def _write(folder: Path, engine: segue.MlxEngine) -> None:
     model, template = folder.parent.name, folder.name
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer: Any = engine.tokenizer
-    tokenizer.wrapped._tokenizer.save_pretrained(folder)
+    tokenizer.wrapped.save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATES[template])
     if template == "thinking" and model != "smollm2":
         _rename_tokens(folder)

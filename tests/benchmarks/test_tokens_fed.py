@@ -20,6 +20,7 @@ from benchmarks.peers.segue_session import SeguePeer
 from benchmarks.texts import our_texts
 from benchmarks.workloads import Workload, all_workloads, growing
 from kit.models import tiny_llama
+from kit.probe import hugging_face
 from segue import names
 from segue.gguf.header import GGUFFile
 from segue.gguf.tokenizer import load_tokenizer
@@ -37,8 +38,8 @@ def engine_of():
         if place not in made:
             model, template = place.split("/")
             tokenizer = load_tokenizer(file)
-            tokenizer._tokenizer.chat_template = CHAT_TEMPLATES[template]
-            vocabulary = len(tokenizer._tokenizer)
+            hugging_face(tokenizer).chat_template = CHAT_TEMPLATES[template]
+            vocabulary = len(hugging_face(tokenizer))
             tiny = tiny_llama if model == "smollm2" else lambda size: tiny_model(model, size)
             made[place] = segue.MlxEngine(tiny(vocabulary), tokenizer, name=place)
         return made[place]
@@ -64,7 +65,7 @@ class InThisProcess:
 def done(workload: Workload, engine_of: Any) -> list[dict[str, Any]]:
     """What became of the turns of a workload."""
     place = f"{workload.model}/{workload.template}"
-    scribe = Scribe(workload, engine_of(place).tokenizer.wrapped._tokenizer)
+    scribe = Scribe(workload, hugging_face(engine_of(place).tokenizer.wrapped))
     paths = {place: place}
     return do_workload("segue", InThisProcess(engine_of), workload, paths, scribe)["turns"]
 

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from kit.chats import Typed, alone, converse
 from kit.command import run
+from kit.probe import engine_of
 from segue import ChatSession, GenerationConfig
 from segue.cli.chat.chat import TerminalChat
 from segue.cli.chat.commands import COMMANDS
@@ -73,7 +74,7 @@ def test_the_model_reads_ahead_while_the_person_types():
 def test_whoever_presses_enter_waits_for_one_chunk_at_most():
     session = ChatSession(FakeEngine(["hello"]), instructions="be kind " * 200)
     fed = []
-    model = session._engine.model
+    model = engine_of(session).model
     forward, begun, go_on = model.forward, threading.Event(), threading.Event()
 
     def slow(cache, ids):

@@ -6,15 +6,14 @@ import errno
 import os
 import signal
 import threading
-import warnings
 from functools import partial
 
 import pytest
 
 from kit.chats import alone, chat_of, contents, letters, talk, told
+from kit.probe import prompter_of, show_warnings_as_the_command
 from kit.saved_sessions import held_elsewhere
 from segue import ChatSession, GenerationConfig, SessionFile, SessionFileError, SessionLockedError
-from segue.cli import main
 from segue.cli.chat.branches import Branch
 from segue.cli.chat.chat import TerminalChat
 from segue.cli.sessions.folder import session_path, sessions_folder
@@ -288,7 +287,7 @@ def test_a_damaged_cache_is_told_and_the_chat_goes_on(monkeypatch, capsys):
     talk("hi", "/save one")
     path = session_path("one")
     path.write_bytes(path.read_bytes()[:-1] + b"\xff")
-    monkeypatch.setattr(warnings, "showwarning", main._show_warning)
+    show_warnings_as_the_command(monkeypatch)
     talk("/open one", "ho")
     out, err = capsys.readouterr()
     assert out == ""
@@ -338,7 +337,7 @@ def test_the_model_does_not_read_ahead_while_it_is_saved(monkeypatch):
     monkeypatch.setattr(ChatSession, "save", watching)
     session = ChatSession(FakeEngine(letters()), instructions="be kind " * 20)
     quiet = chat_of(alone(session), "/save one", "hi", "ho")
-    TerminalChat(quiet.branches, quiet.console, quiet._prompter).run()
+    TerminalChat(quiet.branches, quiet.console, prompter_of(quiet)).run()
     assert seen == [(True, False)] * 3
 
 

@@ -12,6 +12,7 @@ import pytest
 import segue
 from kit.chats import converse
 from kit.command import complaint, run, shell
+from kit.probe import engine_of
 from segue.testing import FakeEngine, ToyTokenizer
 
 
@@ -95,7 +96,7 @@ def test_the_cache_of_a_chat_is_kept_and_taken_up(tmp_path, monkeypatch):
     assert "Name the file: /save-cache PATH" in shown
     assert "This session has no cache yet" in shown
     assert not Path("d").exists()
-    cache = segue.load_prompt_cache(tmp_path / "c", session._engine)
+    cache = segue.load_prompt_cache(tmp_path / "c", engine_of(session))
     assert cache.history == session.history
     assert f"{session.cached_tokens} tokens are in" in shown
 

@@ -9,9 +9,11 @@ from array import array
 import mlx.core as mx
 import pytest
 
-from kit.drafts import KINDS, PLAIN, check_draft, draft_of, speculative_for
+from kit.contexts import run
+from kit.drafts import KINDS, PLAIN, check_draft, speculative_for
 from kit.logits import check_next_logits
 from kit.models import disturbed, tiny_llama, toy_engine
+from kit.probe import acceptance_of, draft_ids, ids_of, ledger_of
 from segue import (
     ChatSession,
     ConfigurationError,
@@ -27,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("never_paused")
 
 def decode(engine, ids, config, speculative=None):
     context = engine.context(config, speculative=speculative)
-    return context, list(context.generate(ids, config))
+    return context, list(run(context, ids, config))
 
 
 def random_ids(rng: random.Random, most: int = 30) -> list[int]:
@@ -95,7 +97,7 @@ def test_closing_at_any_token_leaves_both_caches_exact(kind, draft):
                 with conversation.stream(text) as reply:
                     list(itertools.islice(reply, end))
             assert session.history == plain.history
-            assert session._cache.ledger == plain._cache.ledger
+            assert ledger_of(session) == ledger_of(plain)
             check_next_logits(session)
             check_draft(session)
 
@@ -225,7 +227,7 @@ def test_eos_inside_what_was_accepted_ends_the_reply():
     assert end <= 3
     for text in ("he", "the"):
         assert session.respond(text) == plain.respond(text)
-        assert session._cache.ledger == plain._cache.ledger
+        assert ledger_of(session) == ledger_of(plain)
         check_next_logits(session)
         check_draft(session)
 
@@ -248,12 +250,12 @@ def test_a_draft_reads_each_turn_only_what_is_new(pair):
         pair[0], generation=PLAIN, speculative=SpeculativeDecodingConfig(counted, 2)
     )
     session.respond("hello world " * 20)
-    held = len(draft_of(session)._held)
+    held = len(draft_ids(session))
     fed.clear()
     session.respond("he")
     # What is read at once, before the drafts of one token each: the rest of the first reply, and
     # the second prompt's new tokens.
-    new = len(session._cache.ledger.ids) - 16 - held
+    new = len(ids_of(session)) - 16 - held
     assert max(fed) <= new + 3
     check_draft(session)
 
@@ -279,7 +281,7 @@ def test_changed_instructions_and_settings_leave_both_caches_exact(pair):
                 setattr(conversation, name, value)
         assert session.respond("hello hello hello") == plain.respond("hello hello hello")
         check_draft(session)
-        rates.append(session._cache.acceptance)
+        rates.append(acceptance_of(session))
     assert rates == sorted(rates), "a new cache must not forget what was accepted before"
     check_next_logits(session)
 
@@ -338,7 +340,7 @@ def test_a_draft_forgets_what_was_taken_back_too(pair, going_back, tmp_path):
     for each in (session, plain):
         each.respond("hello")
         each.respond("SECRET word")
-        assert each is plain or "SECRET" in decode(draft_of(each)._held)
+        assert each is plain or "SECRET" in decode(draft_ids(each))
         if going_back == "undo":
             each.undo()
         else:
@@ -347,7 +349,7 @@ def test_a_draft_forgets_what_was_taken_back_too(pair, going_back, tmp_path):
     part = SessionFile.read(tmp_path / "talk.segue", load=True).parts["draft"]
     kept = array("I", bytes(part.tensors["ids"].data)).tolist()
     assert kept
-    assert "SECRET" not in decode(kept) + decode(draft_of(session)._held)
+    assert "SECRET" not in decode(kept) + decode(draft_ids(session))
     assert session.respond("the") == plain.respond("the")
     check_next_logits(session)
     check_draft(session)

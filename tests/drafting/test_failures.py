@@ -7,9 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kit.drafts import KINDS, PLAIN, check_draft, draft_of, speculative_for
+from kit.drafts import KINDS, PLAIN, check_draft, speculative_for
 from kit.logits import check_next_logits
 from kit.models import disturbed, toy_engine
+from kit.probe import acceptance_of, draft_ids, put_model
 from segue import (
     ChatSession,
     GenerationConfig,
@@ -48,7 +49,7 @@ def test_a_failing_draft_costs_no_cache_of_the_models(pair):
         with pytest.raises(GenerationError, match="The draft model failed"):
             session.respond("the")
         assert session.cached_tokens >= before
-        assert not draft_of(session)._held
+        assert not draft_ids(session)
         assert not failing
         check_next_logits(session)
         session.respond("again")
@@ -66,7 +67,7 @@ def test_a_mark_of_an_earlier_reply_is_never_gone_back_to(kind):
         speculative=SpeculativeDecodingConfig(disturbed(engine, make, noise=0.05, **kwargs), 4),
     )
     session.respond("hello world hello world")
-    assert session._cache.acceptance.proposed > 0
+    assert acceptance_of(session).proposed > 0
     session.instructions = "the hello world the hello world the hello world"
 
     def fail_when_read(fed, total):
@@ -100,14 +101,13 @@ def test_a_failure_while_a_closed_reply_is_tidied_up_empties_the_cache(kind):
             model(inputs, cache=[*cache[:layers], *[None] * (len(cache) - layers)])
             raise RuntimeError("out of memory")
 
-        state = session._cache.context._state
-        state.model = failing
+        put_model(session, failing)
         try:
             reply.close()
         except GenerationError:
             failed += 1
             assert session.cached_tokens == 0
-        state.model = model
+        put_model(session, model)
         assert reply.ended
         assert len(session.history) == 4
         check_next_logits(session)
@@ -146,7 +146,7 @@ def test_with_a_seed_a_bad_draft_model_switches_itself_off_all_the_same(pair, mo
             pair[0], generation=config, speculative=SpeculativeDecodingConfig(bad, 5)
         )
         replies.append(session.respond("hello"))
-        proposed, _ = session._cache.acceptance
+        proposed, _ = acceptance_of(session)
         assert 0 < proposed <= 60
     assert replies[0] == replies[1]
 
@@ -158,7 +158,7 @@ def test_for_a_single_token_nothing_is_drafted_or_read_by_the_draft(pair):
         speculative=speculative_for(pair, "model"),
     )
     session.respond("hello world")
-    assert draft_of(session)._held == []
+    assert draft_ids(session) == []
     assert session.acceptance_rate is None
 
 

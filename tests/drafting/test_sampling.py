@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import KVCache
 
+from kit.contexts import run
+from kit.probe import accept_by, draft_with_the_seed_of_replies
 from segue import GenerationConfig, MlxEngine, SpeculativeDecodingConfig
-from segue.mlx import sampling
 from segue.testing import ToyTokenizer
 
 STATES = 6
@@ -71,7 +72,7 @@ pytestmark = pytest.mark.usefixtures("never_paused")
 def transitions(draft, *, seed: int = 5, **settings) -> tuple[np.ndarray, float]:
     config = GenerationConfig(max_tokens=LENGTH, seed=seed, **settings)
     context = MAIN.context(config, speculative=SpeculativeDecodingConfig(draft, 4))
-    ids = [0, *(step.token for step in context.generate([0], config))]
+    ids = [0, *(step.token for step in run(context, [0], config))]
     counts = np.zeros((STATES, STATES))
     np.add.at(counts, (ids[:-1], ids[1:]), 1)
     proposed, accepted = context.acceptance
@@ -128,7 +129,7 @@ def accept_by_the_model_alone(candidates, drafted, weights, key):
 
 @pytest.mark.parametrize("rule", [accept_always, redraw_from_the_whole, accept_by_the_model_alone])
 def test_a_wrong_rule_is_found_out(rule, monkeypatch):
-    monkeypatch.setattr(sampling, "_accept_or_redraw", rule)
+    accept_by(monkeypatch, rule)
     counts, _ = transitions(DRAFTS["another chain"], temperature=1.0)
     assert p_value(counts, TABLE) < SIGNIFICANCE / 1000
 
@@ -140,7 +141,7 @@ def first_transitions(replies: int) -> np.ndarray:
     for seed in range(replies):
         config = GenerationConfig(max_tokens=2, temperature=1.0, seed=seed)
         context = MAIN.context(config, speculative=speculative)
-        first, second = (step.token for step in context.generate([0], config))
+        first, second = (step.token for step in run(context, [0], config))
         counts[first, second] += 1
     return counts
 
@@ -148,5 +149,5 @@ def first_transitions(replies: int) -> np.ndarray:
 def test_the_drafts_draws_are_not_the_models(monkeypatch):
     assert p_value(first_transitions(1000), TABLE) > SIGNIFICANCE
     # Were they the same, the first proposal would depend on the draw of the token before it.
-    monkeypatch.setattr(sampling, "_DRAFT_SEED", 0)
+    draft_with_the_seed_of_replies(monkeypatch)
     assert p_value(first_transitions(1000), TABLE) < SIGNIFICANCE / 1000

@@ -369,7 +369,7 @@ def test_an_interrupt_at_any_call_leaves_no_lock_behind(path):
 
         def strike(frame, event, _, at=at):
             nonlocal calls
-            if event == "c_return" and frame.f_code.co_filename.endswith("file_lock.py"):
+            if event == "c_return" and frame.f_code.co_filename.endswith("files/lock.py"):
                 calls += 1
                 if calls == at:
                     sys.setprofile(None)

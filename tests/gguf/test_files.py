@@ -18,6 +18,7 @@ import segue
 from kit.gguf_files import HEAD_DIM, K_KINDS, KINDS, THETA, write_model
 from kit.logits import assert_close, fresh_logits
 from kit.models import byte_level_tokenizer
+from kit.probe import rope_frequencies
 from segue import (
     ChatSession,
     GenerationConfig,
@@ -118,7 +119,7 @@ def test_llama_3_s_rotary_frequencies(tmp_path):
     # The file holds numbers where the configuration holds the rule that they come from.
     rule = write_model(path, rope_scaling=scaling).layers[0].self_attn.rope
     plain = THETA ** (np.arange(0, HEAD_DIM, 2) / HEAD_DIM)
-    divisors = (np.array(rule._freqs) / plain).astype(np.float32)
+    divisors = (np.array(rope_frequencies(rule)) / plain).astype(np.float32)
     assert divisors.min() == pytest.approx(1)
     assert divisors.max() == pytest.approx(8)
     written = write_model(path, extra={"rope_freqs.weight": divisors}, rope_scaling=scaling)

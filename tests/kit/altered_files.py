@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from kit.sessions import check_ledger, held, rendered, say
+from kit.probe import engine_of, held
+from kit.sessions import check_ledger, rendered, say
 from segue import ChatSession, GenerationConfig, SessionFile
 from segue.testing import FakeEngine
 
@@ -112,12 +113,12 @@ def goes_on(session: ChatSession, whole: SessionFile) -> None:
     check_ledger(session)
     prompt = rendered(session, session.history[:-1], prompt=True)
     ids = held(session)
-    assert session._engine.tokenizer.decode(ids) == prompt + said
+    assert engine_of(session).tokenizer.decode(ids) == prompt + said
     # The fake's next token depends on all ids in front of it; each letter of a reply is one.
     for at in range(len(ids) - len(said), len(ids)):
         assert ids[at] == say(ids[:at])
     if not session.usage.turns[-1].cached_tokens:
-        assert list(ids[: -len(said)]) == session._engine.tokenizer.encode(prompt)
+        assert list(ids[: -len(said)]) == engine_of(session).tokenizer.encode(prompt)
     session.close()
 
 

@@ -7,6 +7,7 @@ from functools import partial
 
 from rich.console import Console
 
+from kit.probe import engine_of
 from segue import ChatSession, GenerationConfig
 from segue.cli.chat.branches import Branch, Branches
 from segue.cli.chat.chat import TerminalChat
@@ -34,7 +35,7 @@ class Typed:
 
 def alone(session):
     """A chat that has no other branch yet."""
-    return Branches(Branch(session), partial(ChatSession.open, engine=session._engine))
+    return Branches(Branch(session), partial(ChatSession.open, engine=engine_of(session)))
 
 
 def chat_of(branches, *lines) -> TerminalChat:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -19,8 +18,9 @@ from kit.models import (
     tiny_ngram,
     toy_engine,
 )
+from kit.probe import next_logits
 from segue import GenerationConfig, MlxEngine
-from segue.engine import StoredPart, StoredTensor
+from segue.engine import Step, StoredPart, StoredTensor
 
 
 def tiny_half(vocabulary: int) -> Any:
@@ -49,7 +49,7 @@ PINNED = 6
 SEEDED = {"temperature": 1.0, "seed": 11}
 
 
-def engine_of(kind: str) -> MlxEngine:
+def engine_for(kind: str) -> MlxEngine:
     make, kwargs, _ = KINDS[kind]
     return toy_engine(make, **kwargs)
 
@@ -63,6 +63,25 @@ def words(seed: int, count: int) -> list[int]:
     return [(7 * seed + 13 * place) % 90 + 33 for place in range(count)]
 
 
+def run(
+    context: Any,
+    ids: Sequence[int],
+    config: GenerationConfig,
+    *,
+    marks: Sequence[int] = (),
+    pinned: int = 0,
+) -> Iterator[Step]:
+    """Have a context read a prompt and reply, step by step."""
+    steps: Iterator[Step] = context.generate(ids, config, marks=marks, pinned=pinned)
+    return steps
+
+
+def read(context: Any, ids: Sequence[int], *, pinned: int = 0) -> None:
+    """Have a context read ids, and say nothing."""
+    for _ in run(context, ids, GenerationConfig(max_tokens=0), pinned=pinned):
+        pass
+
+
 class Line:
     """A context and the ids in it."""
 
@@ -73,7 +92,7 @@ class Line:
     def say(self, new: Sequence[int], config: GenerationConfig) -> list[int]:
         """A turn; what was replied. Marks stand behind the opening and the question."""
         prompt = [*self.ids, *new]
-        reply = self.context.generate(prompt, config, marks=(PINNED, len(prompt)), pinned=PINNED)
+        reply = run(self.context, prompt, config, marks=(PINNED, len(prompt)), pinned=PINNED)
         said = [step.token for step in reply]
         self.ids = [*prompt, *said]
         assert self.context.offset - self.context.prefix == len(self.ids)
@@ -89,15 +108,12 @@ class Line:
 
     def logits(self, probe: int = 65) -> mx.array:
         """Of the next token; nothing changes."""
-        cache = copy.deepcopy(self.context._state.layers)
-        logits = self.context._state.model(mx.array([[probe]]), cache=cache)[0, -1]
-        self.context._state.rest()
-        return logits
+        return next_logits(self.context, probe)
 
 
 def begun(kind: str, turns: int = 2, engine: MlxEngine | None = None, **kwargs: Any) -> Line:
     """A conversation of some turns."""
-    line = Line((engine or engine_of(kind)).context(config_of(kind), **kwargs))
+    line = Line((engine or engine_for(kind)).context(config_of(kind), **kwargs))
     for turn in range(turns):
         line.say(words(turn, 14 - 3 * turn), config_of(kind))
     return line

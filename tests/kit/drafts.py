@@ -8,6 +8,7 @@ import mlx.core as mx
 
 from kit.logits import assert_close, fresh_logits
 from kit.models import tiny_hybrid, tiny_llama, tiny_mamba
+from kit.probe import draft_ids, draft_layers, draft_model, draft_offset, has_draft_model
 from segue import ChatSession, GenerationConfig, SpeculativeDecodingConfig
 
 PLAIN = GenerationConfig(max_tokens=16)
@@ -24,16 +25,12 @@ def speculative_for(pair, kind, count=4):
     return SpeculativeDecodingConfig("prompt-lookup" if kind == "lookup" else pair[1], count)
 
 
-def draft_of(session: ChatSession):
-    return session._cache.context._drafting._draft
-
-
 def check_draft(session: ChatSession) -> None:
     """The draft's caches hold what it believes they hold."""
-    draft = draft_of(session)
-    if hasattr(draft, "_held"):
-        assert draft._state.offset == len(draft._held)
-        if draft._held:
-            cache = copy.deepcopy(draft._state.layers)
-            got = draft._state.model(mx.array([[65]]), cache=cache)[0, -1]
-            assert_close(got, fresh_logits(draft._state.model, [*draft._held, 65]))
+    if has_draft_model(session):
+        ids = draft_ids(session)
+        assert draft_offset(session) == len(ids)
+        if ids:
+            cache, model = copy.deepcopy(draft_layers(session)), draft_model(session)
+            got = model(mx.array([[65]]), cache=cache)[0, -1]
+            assert_close(got, fresh_logits(model, [*ids, 65]))

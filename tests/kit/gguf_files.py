@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.models import gemma3_text, llama, qwen2, qwen3
 
 from kit.models import CHATML, byte_level_tokenizer, randomize
+from kit.probe import hugging_face
 
 # Rows of 256 hold blocks of every type.
 HEADS, KV_HEADS, HEAD_DIM, HIDDEN, INNER = 2, 1, 128, 256, 256
@@ -246,7 +247,7 @@ def byte_level_vocabulary(pre: str | None = "gpt-2") -> dict[str, Any]:
     vocabulary = tokenizer.get_vocab()
     tokens = sorted(vocabulary, key=vocabulary.__getitem__)
     special = {"<|im_start|>", "<|im_end|>"}
-    merges = json.loads(tokenizer._tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    merges = json.loads(hugging_face(tokenizer).backend_tokenizer.to_str())["model"]["merges"]
     return {
         "model": "gpt2",
         "pre": pre,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
+from kit.probe import context_of, ids_of, layers_of, model_of, next_logits
 from segue import ChatSession
 
 TOLERANCE = 1e-4
@@ -27,19 +27,11 @@ def assert_close(got: mx.array, expected: mx.array) -> None:
 
 def check_next_logits(session: ChatSession, *, probe: int = 65) -> None:
     """The never-wrong invariant: the next logits are those of a fresh prefill of the same ids."""
-    context: Any = session._cache.context
-    ids = session._cache.ledger.ids
-    assert len(ids) == context.offset
-    for layer in context._state.layers:
+    offset, ids = context_of(session).offset, ids_of(session)
+    assert len(ids) == offset
+    for layer in layers_of(session):
         if hasattr(layer, "offset"):
-            assert layer.offset == context.offset, "the layers are out of step"
-    model = context._state.model
-    if not ids:
-        return
-    cache = copy.deepcopy(context._state.layers)
-    assert_close(model(mx.array([[probe]]), cache=cache)[0, -1], fresh_logits(model, [*ids, probe]))
-
-
-def next_logits(session: ChatSession, probe: int = 65) -> mx.array:
-    layers = copy.deepcopy(session._cache.context._state.layers)
-    return session._engine.model(mx.array([[probe]]), cache=layers)[0, -1]
+            assert layer.offset == offset, "the layers are out of step"
+    if ids:
+        expected = fresh_logits(model_of(session), [*ids, probe])
+        assert_close(next_logits(session, probe), expected)

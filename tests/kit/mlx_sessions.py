@@ -6,7 +6,9 @@ from pathlib import Path
 
 from mlx_lm.models.cache import save_prompt_cache
 
+from kit.contexts import read
 from kit.models import tiny_hybrid, tiny_llama, tiny_mamba
+from kit.probe import layers_of
 from segue import ChatSession, GenerationConfig, MlxEngine
 from segue.mlx.kv.bounded import BoundedKVCache
 
@@ -35,10 +37,10 @@ def counted(session: ChatSession, text: str) -> tuple[str, int]:
 def foreign(engine: MlxEngine, path: Path, ids: list[int], config=SHORT) -> list:
     """A file as mlx-lm writes it, of tokens that it does not name."""
     context = engine.context(config)
-    list(context.generate(ids, GenerationConfig(max_tokens=0)))
+    read(context, ids)
     layers = [
         layer.as_rotating() if isinstance(layer, BoundedKVCache) else layer
-        for layer in context._state.layers
+        for layer in layers_of(context)
     ]
     save_prompt_cache(str(path), layers, {"model": "tiny"})
     return ids

@@ -260,5 +260,5 @@ def write_folder(folder: Path, *, dtype: mx.Dtype = mx.float32, bits: int | None
     folder.mkdir(exist_ok=True)
     save_model(folder, model)
     (folder / "config.json").write_text(json.dumps(config))
-    tokenizer._tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -18,6 +17,8 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
+from kit.contexts import read
+from kit.probe import context_of, engine_of, ids_of, next_logits
 from kit.sessions import common_prefix, rendered
 from segue import ChatSession, GenerationConfig, Message, MlxEngine, Reply
 from segue.testing import ToyTokenizer
@@ -172,7 +173,7 @@ def opening(session: ChatSession) -> int:
     Line ends before the question don't count: they might join with what it begins with.
     """
     asked = rendered(session, [Message.user("QUESTION")], prompt=False)
-    return len(session._engine.tokenizer.encode(asked[: asked.index("\nQUESTION")]))
+    return len(engine_of(session).tokenizer.encode(asked[: asked.index("\nQUESTION")]))
 
 
 class Talk:
@@ -193,7 +194,7 @@ class Talk:
         session, expected, recorder = self.session, self.expected, self.engine.model
         assert isinstance(recorder, Recorder)
         reply = begin()
-        ids = list(session._cache.ledger.ids)
+        ids = list(ids_of(session))
         assert self.engine.tokenizer.decode(ids) == rendered(session, session.history, prompt=True)
         kept = expected.turn_to(ids)
         assert reply.cached_tokens == kept, (reply.cached_tokens, kept)
@@ -205,16 +206,16 @@ class Talk:
         # before its first token was never begun.
         assert fed == ([] if close_after == 0 else [*ids[kept:], *reply.tokens])
         self.fed(len(ids))
-        assert session._cache.ledger.ids == tuple(expected.held)
+        assert ids_of(session) == tuple(expected.held)
         if self.logits and look:
             self.check_logits()
 
     def went_back(self) -> None:
         """The session took something back: its cache went to a place that it can come back to."""
-        context = self.session._cache.context
+        context = context_of(self.session)
         reached = 0 if context is None else context.offset
         assert self.expected.come_back(reached) == reached
-        assert self.session._cache.ledger.ids == tuple(self.expected.held)
+        assert ids_of(self.session) == tuple(self.expected.held)
 
     def fed(self, prompt: int) -> None:
         """What the model was fed is held now: a prompt as long as this, and a reply."""
@@ -224,11 +225,10 @@ class Talk:
 
     def check_logits(self, probe: int = 65) -> None:
         """The next token's logits are those of a fresh context that was fed the same in one go."""
-        context: Any = self.session._cache.context
+        context: Any = context_of(self.session)
         ids = self.expected.held
         model = self.engine.model.model
-        copied = copy.deepcopy(context._state.layers)
-        got = model(mx.array([[probe]]), cache=copied)[0, -1]
+        got = next_logits(context, probe, model=model)
         config = self.session.generation
         if config.max_kv_size is None and config.kv_bits is None:
             fresh = make_prompt_cache(model)
@@ -236,8 +236,8 @@ class Talk:
         else:
             again = self.engine.context(config)
             pinned = opening(self.session)
-            list(again.generate(ids, GenerationConfig(max_tokens=0), pinned=pinned))
-            expected = model(mx.array([[probe]]), cache=again._state.layers)[0, -1]
+            read(again, ids, pinned=pinned)
+            expected = next_logits(again, probe, model=model)
         error = relative_error(got, expected)
         if error >= TOLERANCE and config.kv_bits is not None:
             # A number next to the middle between two steps is rounded to either, depending on what

@@ -15,7 +15,8 @@ import time
 import traceback
 from pathlib import Path
 
-from kit.sessions import check_ledger, held, say
+from kit.probe import count_prewarmed, engine_of, forget_turns, held
+from kit.sessions import check_ledger, say
 from segue import ChatSession, GenerationConfig, SessionFile
 from segue.engine import StoredPart, StoredTensor
 from segue.testing import FakeEngine
@@ -32,7 +33,7 @@ class LoadedContext(FakeContext):
     def parts(self):
         parts = dict(super().parts())
         cache = parts["cache"]
-        weight = StoredTensor("U8", (PAYLOAD,), bytes([self._model.version % 256]) * PAYLOAD)
+        weight = StoredTensor("U8", (PAYLOAD,), bytes([self.engine.version % 256]) * PAYLOAD)
         parts["cache"] = StoredPart(cache.values, {**cache.tensors, "weight": weight})
         return parts
 
@@ -40,24 +41,25 @@ class LoadedContext(FakeContext):
 class LoadedEngine(FakeEngine):
     def __init__(self):
         super().__init__(say)
-        self.model.version = 0
+        self.version = 0
 
     def context(self, config, **kwargs):
         context = super().context(config, **kwargs)
         context.__class__ = LoadedContext
+        context.engine = self
         return context
 
 
 def save(session: ChatSession, path: Path, version: int) -> None:
     """Every part of the file tells its version."""
-    session._engine.model.version = version
+    engine_of(session).version = version
     session.instructions = f"version {version}"
     session.generation = GenerationConfig(max_tokens=3, seed=version)
     while len(session.history) > LONGEST_HISTORY:
         session.undo()
     session.respond(f"to version {version}")
-    del session._turns[:-2]
-    session._read["prewarm"] = version
+    forget_turns(session, but=2)
+    count_prewarmed(session, version)
     session.save(path)
 
 

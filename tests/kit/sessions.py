@@ -6,22 +6,15 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+from kit.probe import engine_of, held, ids_of
 from segue import ChatSession, GenerationConfig, Message
 from segue.testing import FakeEngine
 
 SHORT = GenerationConfig(max_tokens=5)
 
 
-def held(session: ChatSession) -> tuple[int, ...]:
-    """The ids in the session's KV cache; every layer must hold the same."""
-    context = session._cache.context
-    assert context is not None
-    assert context.offset == len(context.cache[0])  # type: ignore[attr-defined]
-    return tuple(context.cache[0])  # type: ignore[attr-defined]
-
-
 def rendered(session: ChatSession, messages: Sequence[Message], *, prompt: bool) -> str:
-    tokenizer = session._engine.tokenizer
+    tokenizer = engine_of(session).tokenizer
     system = [Message.system(session.instructions)] if session.instructions is not None else []
     return tokenizer.render(
         [message.to_template() for message in [*system, *messages]],
@@ -33,8 +26,8 @@ def rendered(session: ChatSession, messages: Sequence[Message], *, prompt: bool)
 def check_ledger(session: ChatSession) -> None:
     """The ledger invariant: what we believe the cache holds is what it holds."""
     if session.has_cache:
-        assert session._cache.ledger.ids == held(session)
-        assert len(session._cache.ledger.ids) == session.cached_tokens
+        assert ids_of(session) == held(session)
+        assert len(ids_of(session)) == session.cached_tokens
 
 
 def say(ids: Sequence[int]) -> int:

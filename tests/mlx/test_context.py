@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import ChunkedKVCache, KVCache, RotatingKVCache
 
+from kit.contexts import read, run
 from kit.logits import assert_close, check_next_logits, fresh_logits
 from kit.models import (
     byte_level_tokenizer,
@@ -21,6 +21,7 @@ from kit.models import (
     tiny_mamba,
     toy_engine,
 )
+from kit.probe import context_of, hugging_face, ids_of, layers_of, next_logits
 from kit.sessions import say
 from segue import (
     ChatSession,
@@ -76,10 +77,10 @@ def test_a_reply_is_the_one_a_fresh_session_would_give(engine):
     with session.stream("last") as reply:
         list(reply)
     # The ids, not the text: a fresh context fed what this one was fed.
-    held = session._cache.ledger.ids
+    held = ids_of(session)
     ids = held[: len(held) - len(reply.tokens)]
     context = engine.context(SHORT)
-    assert [step.token for step in context.generate(ids, SHORT)][: len(reply.tokens)] == list(
+    assert [step.token for step in run(context, ids, SHORT)][: len(reply.tokens)] == list(
         reply.tokens
     )
 
@@ -88,7 +89,7 @@ def test_the_offset_is_right_at_every_yield(engine):
     context = engine.context(SHORT)
     ids = list(range(60, 90))
     said = []
-    for step in context.generate(ids, SHORT):
+    for step in run(context, ids, SHORT):
         said.append(step.token)
         assert context.offset == len(ids) + len(said)
     assert len(said) == SHORT.max_tokens
@@ -96,27 +97,27 @@ def test_the_offset_is_right_at_every_yield(engine):
 
 def test_rewind_says_where_it_got_to(engine):
     context = engine.context(SHORT)
-    list(context.generate(list(range(60, 75)), GenerationConfig(max_tokens=0)))
+    read(context, list(range(60, 75)))
     assert context.rewind(20) == 15
     reached = context.rewind(9)
     assert reached == context.offset
     assert reached in (0, 9)
     rest = list(range(60, 69))
-    list(context.generate([*rest, 99], GenerationConfig(max_tokens=0)))
-    logits = engine.model(mx.array([[65]]), cache=context._state.layers)[0, -1]
+    read(context, [*rest, 99])
+    logits = next_logits(context)
     assert_close(logits, fresh_logits(engine.model, [*rest, 99, 65]))
 
 
 def test_full_caches_are_trimmed_not_rebuilt():
     context = toy_engine(tiny_llama).context(SHORT)
-    list(context.generate(list(range(60, 75)), GenerationConfig(max_tokens=0)))
+    read(context, list(range(60, 75)))
     assert context.rewind(9) == 9
 
 
 def test_the_tokens_are_those_of_mlx_lm(engine):
     ids = list(range(60, 100))
     config = GenerationConfig(max_tokens=20, prefill_step_size=16)
-    ours = [step.token for step in engine.context(config).generate(ids, config)]
+    ours = [step.token for step in run(engine.context(config), ids, config)]
     theirs = [
         token
         for token, _ in generate_step(
@@ -131,7 +132,7 @@ def test_all_layers_stay_in_lockstep():
     session = ChatSession(engine, generation=SHORT)
     for prompt in ("hello", "again"):
         session.respond(prompt)
-        layers = session._cache.context._state.layers
+        layers = layers_of(session)
         assert {layer.offset for layer in layers} == {session.cached_tokens}
 
 
@@ -144,7 +145,7 @@ def test_max_kv_size_bounds_the_cache_of_models_that_make_their_own():
     session = ChatSession(engine, generation=config)
     session.respond("a prompt that is longer than sixteen tokens")
     session.respond("another")
-    for layer in session._cache.context._state.layers:
+    for layer in layers_of(session):
         assert isinstance(layer, RotatingKVCache)
         # One step of prefill may stand above the bound until the next token is written.
         assert layer.size() <= 16
@@ -163,17 +164,17 @@ def test_kv_bits_quantize_the_cache_from_the_start_that_was_set():
     )
     session = ChatSession(engine, generation=config)
     session.respond("a")
-    assert all(type(layer) is KVCache for layer in session._cache.context._state.layers)
+    assert all(type(layer) is KVCache for layer in layers_of(session))
     session.respond("a longer prompt than before")
-    names = {type(layer).__name__ for layer in session._cache.context._state.layers}
+    names = {type(layer).__name__ for layer in layers_of(session)}
     assert names == {"QuantizedKVCache"}
     before = session.cached_tokens
     with session.stream("more") as reply:
         list(reply)
     assert reply.cached_tokens == before
     # Eight bits are close to the whole numbers, and the reply goes on from the same state.
-    got = engine.model(mx.array([[65]]), cache=session._cache.context._state.layers)[0, -1]
-    expected = fresh_logits(engine.model, [*session._cache.ledger.ids, 65])
+    got = next_logits(session)
+    expected = fresh_logits(engine.model, [*ids_of(session), 65])
     error = mx.abs(got - expected).max() / mx.abs(expected).max()
     assert error.item() < 0.1
 
@@ -212,9 +213,9 @@ def test_a_forward_pass_that_fails_half_way_empties_the_context(call, failure):
 
 def check_cache(session: ChatSession) -> None:
     """Each layer holds the very ids of the ledger."""
-    for layer in session._cache.context._state.layers:
+    for layer in layers_of(session):
         keys = layer.keys_and_values()[0][0, 0, :, 0].tolist()
-        assert tuple(int(key) for key in keys) == session._cache.ledger.ids
+        assert tuple(int(key) for key in keys) == ids_of(session)
 
 
 def test_a_failure_of_mlx_is_mapped_and_names_its_cause():
@@ -304,7 +305,7 @@ def test_a_lone_lead_byte_is_withheld_and_flushed_on_early_close_and_on_error():
 
 
 def test_a_plain_hugging_face_tokenizer_is_wrapped():
-    tokenizer = byte_level_tokenizer()._tokenizer
+    tokenizer = hugging_face(byte_level_tokenizer())
     session = ChatSession(
         MlxEngine(tiny_llama(len(tokenizer)), tokenizer), generation=GenerationConfig(max_tokens=8)
     )
@@ -345,21 +346,21 @@ def test_a_rewind_that_one_layer_does_not_follow_empties_the_context(last):
     engine = toy_engine(tiny_llama)
     engine.model.make_cache = lambda: [*(KVCache() for _ in range(3)), last()]
     context = engine.context(SHORT)
-    list(context.generate(list(range(60, 75)), GenerationConfig(max_tokens=0)))
+    read(context, list(range(60, 75)))
     try:
         assert context.rewind(5) == 0
     except KeyboardInterrupt:
         assert last is BreakingTrim
     assert context.offset == 0
-    assert all(layer.empty() for layer in context._state.layers)
+    assert all(layer.empty() for layer in layers_of(context))
 
 
 def test_a_chunked_cache_that_dropped_its_front_is_rebuilt():
     engine = toy_engine(tiny_llama)
     engine.model.make_cache = lambda: [ChunkedKVCache(64) for _ in range(4)]
     context = engine.context(SHORT)
-    list(context.generate(list(range(60, 75)), GenerationConfig(max_tokens=0)))
-    for layer in context._state.layers:
+    read(context, list(range(60, 75)))
+    for layer in layers_of(context):
         layer.chunk_size = 8
         layer.maybe_trim_front()
     assert context.rewind(14) == 0
@@ -405,21 +406,19 @@ def test_max_kv_size_keeps_the_instructions():
     opening = len(ToyTokenizer().encode("<|start|>system\nbe kind<|end|>\n<|start|>user\n"))
     for text in ("a first question", "a second one", "a third"):
         session.respond(text)
-    context: Any = session._cache.context
+    context: Any = context_of(session)
     assert context.offset > 48
-    ids = session._cache.ledger.ids
+    ids = ids_of(session)
     # The last line break might join with a question's first.
     kept = opening - 1
-    assert all(layer.keep == kept for layer in context._state.layers)
+    assert all(layer.keep == kept for layer in layers_of(context))
     fresh = engine.context(config)
-    list(fresh.generate(ids, replace(config, max_tokens=0), pinned=kept))
-    probe = mx.array([[65]])
-    got = engine.model(probe, cache=copy.deepcopy(context._state.layers))[0, -1]
-    assert_close(got, engine.model(probe, cache=fresh._state.layers)[0, -1])
+    list(run(fresh, ids, replace(config, max_tokens=0), pinned=kept))
+    assert_close(next_logits(context), next_logits(fresh))
     # The first layer holds the keys of the instructions' own tokens, and of the latest.
     alone = engine.context(GenerationConfig())
-    list(alone.generate(ids, GenerationConfig(max_tokens=0)))
-    held, whole = context._state.layers[0].keys, alone._state.layers[0].keys
+    read(alone, ids)
+    held, whole = layers_of(context)[0].keys, layers_of(alone)[0].keys
     assert mx.allclose(held[..., :kept, :], whole[..., :kept, :], atol=1e-5).item()
 
 

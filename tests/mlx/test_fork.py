@@ -17,11 +17,13 @@ from kit.contexts import (
     check_fresh,
     config_of,
     elsewhere,
-    engine_of,
+    engine_for,
+    run,
     words,
 )
 from kit.mlx_sessions import foreign
 from kit.models import disturbed, tiny_llama, toy_engine
+from kit.probe import draft_ids, draft_offset, layers_of, put_model, resting_layers, shares_rows
 from segue import GenerationError, SpeculativeDecodingConfig
 
 
@@ -39,7 +41,7 @@ def check(line: Line, kind: str, past: list[tuple[list[int], dict]], engine) -> 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("order", ["parent first", "fork first", "in turns"])
 def test_both_go_on_as_if_alone(kind, order):
-    engine = engine_of(kind)
+    engine = engine_for(kind)
     parent = begun(kind, engine=engine)
     fork = parent.fork()
     assert fork.context.marks == parent.context.marks
@@ -60,7 +62,7 @@ def test_both_go_on_as_if_alone(kind, order):
 @pytest.mark.parametrize("kind", KINDS)
 def test_both_come_back_to_where_they_could(kind):
     """Rewound as one that was never forked: into what is shared, and into what is not."""
-    engine = engine_of(kind)
+    engine = engine_for(kind)
     fork = (parent := begun(kind, engine=engine)).fork()
     for line, seed in ((fork, 5), (parent, 6)):
         alone = begun(kind, engine=engine)
@@ -77,11 +79,11 @@ def test_both_come_back_to_where_they_could(kind):
 
 @pytest.mark.parametrize("kind", ["full", "quantized"])
 def test_what_one_thread_put_together_another_works_on(kind):
-    engine = engine_of(kind)
+    engine = engine_for(kind)
     fork = begun(kind, engine=engine).fork()
     other = fork.fork()
     fork.say(words(5, 5), config_of(kind))
-    elsewhere(lambda: fork.context._state.layers)
+    elsewhere(lambda: layers_of(fork.context))
     fork.say(words(6, 5), config_of(kind))
     check(fork, kind, [(words(5, 5), {}), (words(6, 5), {})], engine)
     check(other, kind, [], engine)
@@ -89,7 +91,7 @@ def test_what_one_thread_put_together_another_works_on(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_any_thread_may_go_on_with_either(kind):
-    engine = engine_of(kind)
+    engine = engine_for(kind)
     parent = begun(kind, engine=engine)
     lines: list[Line] = [parent]
     elsewhere(lambda: lines.append(parent.fork()))
@@ -107,7 +109,7 @@ def test_any_thread_may_go_on_with_either(kind):
 def test_a_tree_of_forks(kind, seed):
     """Turns, rewinds, forks and deaths in any order; each is what one that read the same is."""
     dice = random.Random(f"{kind} {seed}")
-    engine = engine_of(kind)
+    engine = engine_for(kind)
     lines = [begun(kind, 1, engine=engine)]
     for step in range(40):
         line = dice.choice(lines)
@@ -118,7 +120,7 @@ def test_a_tree_of_forks(kind, seed):
             )
         elif action == "closed":
             prompt = [*line.ids, *words(step, 3)]
-            reply = line.context.generate(prompt, config_of(kind), marks=(len(prompt),), pinned=6)
+            reply = run(line.context, prompt, config_of(kind), marks=(len(prompt),), pinned=6)
             line.ids = [*prompt, *(step.token for step in itertools.islice(reply, 2))]
             reply.close()
         elif action == "rewind":
@@ -157,17 +159,16 @@ def test_the_draft_is_forked_as_well(draft, settings):
         if seed == 4:
             alone.say(words(2, 5), config)
         line_said, alone_said = (
-            list(each.context.generate([*each.ids, *words(seed, 5)], config))
-            for each in (line, alone)
+            list(run(each.context, [*each.ids, *words(seed, 5)], config)) for each in (line, alone)
         )
         assert line_said == alone_said
         line.ids += [*words(seed, 5), *(step.token for step in line_said)]
         alone.ids = line.ids
         assert mx.array_equal(line.logits(), alone.logits())
         if draft == "model":
-            drafts = [each.context._drafting._draft for each in (line, alone, parent, fork)]
-            assert drafts[0]._held == drafts[1]._held
-            assert all(each._state.offset == len(each._held) for each in drafts)
+            assert draft_ids(line.context) == draft_ids(alone.context)
+            for each in (line, alone, parent, fork):
+                assert draft_offset(each.context) == len(draft_ids(each.context))
 
 
 def test_a_failure_in_one_is_none_of_the_others(monkeypatch):
@@ -180,12 +181,12 @@ def test_a_failure_in_one_is_none_of_the_others(monkeypatch):
         model(inputs, cache=[*cache[:2], None, None])
         raise RuntimeError("out of memory")
 
-    fork.context._state.model = failing
+    put_model(fork.context, failing)
     with pytest.raises(GenerationError):
         fork.say(words(5, 5), config_of("full"))
     assert fork.context.offset == 0
     assert mx.array_equal(parent.logits(), before)
-    fork.context._state.model = model
+    put_model(fork.context, model)
     fork.ids = []
     fork.say(words(5, 5), config_of("full"))
     check_fresh(fork, engine, config_of("full"))
@@ -209,7 +210,7 @@ def test_an_opaque_prefix_is_in_front_of_both(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_stored_of_a_fork_is_what_is_stored_of_one_alone(kind, tmp_path):
-    engine = engine_of(kind)
+    engine = engine_for(kind)
     fork = (parent := begun(kind, engine=engine)).fork()
     alone = begun(kind, engine=engine)
     for turn in range(2):
@@ -292,14 +293,13 @@ def test_forks_of_forks_share_what_they_have_in_common():
 
 def test_without_forks_nothing_is_put_away():
     line = begun("full")
-    state = line.context._state
-    assert state._sharing is None
-    assert all(layer.keys is not None for layer in state._layers)
+    assert not shares_rows(line.context)
+    assert all(layer.keys is not None for layer in resting_layers(line.context))
     fork = line.fork()
-    assert all(layer.keys is None for layer in state._layers)
+    assert all(layer.keys is None for layer in resting_layers(line.context))
     del fork
     # The only one left holds its rows as ever, and they are not copied for it.
     before = held()
     line.say(words(5, 3), config_of("full"))
-    assert all(layer.keys is not None for layer in state._layers)
+    assert all(layer.keys is not None for layer in resting_layers(line.context))
     assert held() - before < 2**14

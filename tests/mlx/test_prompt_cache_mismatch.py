@@ -42,6 +42,10 @@ def every(**changes: Any) -> Callable[[Any], None]:
     return change
 
 
+def one(index: int, **changes: Any) -> Callable[[Any], None]:
+    return lambda cache: every(**changes)(cache[index : index + 1])
+
+
 @pytest.mark.parametrize(
     ("kind", "change", "told"),
     [
@@ -65,7 +69,7 @@ def every(**changes: Any) -> Callable[[Any], None]:
         ("bounded, turned", every(max_size=0), "which can't be"),
         ("bounded, turned", every(max_size=17), "don't agree"),
         ("bounded, turned", every(offset=2**31), "which can't be"),
-        ("bounded, turned", lambda cache: setattr(cache[1], "_idx", 6), "dropped different"),
+        ("bounded, turned", one(1, _idx=6), "dropped different"),
         ("bounded, turned", lambda cache: setattr(cache[1], "keep", 2), "different ways"),
         ("bounded, not full", every(_idx=8), "don't agree"),
         ("bounded, prefilled past it", every(_idx=29), "don't agree"),

@@ -10,6 +10,7 @@ import pytest
 
 from kit.logits import fresh_logits
 from kit.models import toy_engine
+from kit.probe import ids_of
 from segue import ChatSession, ConfigurationError, GenerationConfig, Message
 from segue.mlx.sampling import Sampling
 from segue.testing import ToyTokenizer
@@ -146,7 +147,7 @@ def test_penalties_see_the_conversation_in_the_cache_not_only_this_turn(engine):
     with session.stream("again") as reply:
         list(reply)
     assert reply.cached_tokens > 0
-    ids = list(session._cache.ledger.ids)
+    ids = list(ids_of(session))
     said = len(reply.tokens)
     assert seen[: said + 1] == [ids[: reply.prompt_tokens + n] for n in range(said + 1)]
 
@@ -160,7 +161,7 @@ def test_a_repetition_penalty_forbids_what_the_first_turn_said(engine):
     ids = engine.tokenizer.encode("")
     session = ChatSession(engine, generation=banned, history=history)
     session.respond("hello")
-    ids = session._cache.ledger.ids[: session.cached_tokens - 1]
+    ids = ids_of(session)[: session.cached_tokens - 1]
     logits = fresh_logits(engine.model, ids)
     expected = mx.argmax(
         mx.where(
@@ -251,7 +252,7 @@ def test_logprobs_are_those_of_a_fresh_prefill(engine):
     with session.stream("hello") as reply:
         responses = list(reply)
     for n, response in enumerate(responses):
-        ids = session._cache.ledger.ids[: reply.prompt_tokens + n]
+        ids = ids_of(session)[: reply.prompt_tokens + n]
         logits = fresh_logits(engine.model, ids)
         expected = logits - mx.logsumexp(logits)
         assert len(response.logprobs) == 3

@@ -18,19 +18,21 @@ from kit.contexts import (
     check_fresh,
     config_of,
     elsewhere,
-    engine_of,
+    engine_for,
+    run,
     through_a_file,
     words,
 )
 from kit.drafts import KINDS as DRAFTS
 from kit.mlx_sessions import foreign
 from kit.models import disturbed, tiny_mamba, toy_engine
+from kit.probe import draft_ids, layers_of, put_layers, resting_layers
 from segue import PromptCacheError, SpeculativeDecodingConfig
 
 
 def restored(line: Line, kind: str, **kwargs) -> Line:
     """The same in a context of another engine, as in another process."""
-    context = engine_of(kind).context(config_of(kind), **kwargs)
+    context = engine_for(kind).context(config_of(kind), **kwargs)
     assert context.restore(through_a_file(line.context.parts())) == {}
     return Line(context, line.ids)
 
@@ -42,13 +44,13 @@ def test_it_goes_on_token_for_token(kind):
     assert again.context.offset == line.context.offset
     assert again.context.marks.offsets == line.context.marks.offsets
     assert mx.array_equal(again.logits(), line.logits())
-    check_fresh(again, engine_of(kind), config_of(kind))
+    check_fresh(again, engine_for(kind), config_of(kind))
     for turn, settings in enumerate([{}, SEEDED, {"max_tokens": 20}]):
         config = config_of(kind, **settings)
         assert again.say(words(turn + 5, 9), config) == line.say(words(turn + 5, 9), config)
         assert mx.array_equal(again.logits(), line.logits())
     assert again.context.marks.offsets == line.context.marks.offsets
-    check_fresh(again, engine_of(kind), config_of(kind))
+    check_fresh(again, engine_for(kind), config_of(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -64,7 +66,7 @@ def test_it_comes_back_to_every_mark(kind, turns):
         assert reached == alike.back(offset)
         assert reached in (0, offset)
         assert mx.array_equal(one.logits(), alike.logits()) if reached else not one.ids
-        check_fresh(one, engine_of(kind), config_of(kind))
+        check_fresh(one, engine_for(kind), config_of(kind))
         assert one.say(words(8, 9), config_of(kind)) == alike.say(words(8, 9), config_of(kind))
         assert other.ids == line.ids
 
@@ -73,14 +75,14 @@ def test_it_comes_back_to_every_mark(kind, turns):
 def test_a_cache_that_is_yet_to_be_quantized_comes_back_as_it_was(turns):
     line = begun("quantized later", turns)
     again = restored(line, "quantized later")
-    kinds = [type(layer) for layer in line.context._state.layers]
-    assert [type(layer) for layer in again.context._state.layers] == kinds
+    kinds = [type(layer) for layer in layers_of(line.context)]
+    assert [type(layer) for layer in layers_of(again.context)] == kinds
     assert again.back(20) == line.back(20) == (20 if turns == 1 else 0)
 
 
 def test_pinned_tokens_stay_pinned():
     again = restored(begun("bounded"), "bounded")
-    assert {layer.keep for layer in again.context._state.layers} == {6}
+    assert {layer.keep for layer in layers_of(again.context)} == {6}
 
 
 @pytest.mark.parametrize("kind", DRAFTS)
@@ -101,22 +103,20 @@ def test_a_draft_goes_on_as_well(kind, settings):
     again = Line(context(), line.ids)
     assert again.context.restore(through_a_file(line.context.parts())) == {}
     assert again.context.acceptance == (0, 0)
-    drafts = [each.context._drafting._draft for each in (line, again)]
-    assert drafts[0]._held == drafts[1]._held != []
+    assert draft_ids(line.context) == draft_ids(again.context) != []
     for turn in range(3):
         replies = [
-            list(each.context.generate([*line.ids, *words(turn, 5)], config))
-            for each in (line, again)
+            list(run(each.context, [*line.ids, *words(turn, 5)], config)) for each in (line, again)
         ]
         assert replies[0] == replies[1]
         line.ids += [*words(turn, 5), *(step.token for step in replies[0])]
         assert mx.array_equal(again.logits(), line.logits())
-        assert drafts[0]._held == drafts[1]._held
+        assert draft_ids(line.context) == draft_ids(again.context)
 
 
 @pytest.mark.parametrize("kind", ["full", "sliding", "recurrent", "hybrid"])
 def test_an_opaque_prefix_comes_back(kind, tmp_path):
-    engine, config = engine_of(kind), config_of(kind)
+    engine, config = engine_for(kind), config_of(kind)
     foreign(engine, tmp_path / "c.safetensors", words(3, 20))
     stored = engine.load_cache(tmp_path / "c.safetensors")
     line = Line(engine.context(config, cache=stored, opaque=True))
@@ -124,7 +124,7 @@ def test_an_opaque_prefix_comes_back(kind, tmp_path):
     assert set(line.context.parts()) == {"cache", "prefix"}
     line.say(words(1, 9), config)
     parts = through_a_file(line.context.parts())
-    other = engine_of(kind)
+    other = engine_for(kind)
     prefix = other.read_prefix(parts["prefix"], config)
     assert prefix.offset == stored.offset
     again = Line(other.context(config, cache=prefix, opaque=True), line.ids)
@@ -141,7 +141,7 @@ def test_an_opaque_prefix_comes_back(kind, tmp_path):
 
 def test_what_was_begun_from_a_quantized_file_comes_back(tmp_path):
     kind = "quantized"
-    engine, config = engine_of(kind), config_of(kind)
+    engine, config = engine_for(kind), config_of(kind)
     foreign(engine, tmp_path / "c.safetensors", words(3, 20), config)
     stored = engine.load_cache(tmp_path / "c.safetensors")
     # It is quantized earlier than a conversation without it would be.
@@ -158,13 +158,13 @@ def test_what_was_begun_from_a_quantized_file_comes_back(tmp_path):
 
 def test_rows_of_several_heads_come_back():
     """Theirs lie apart in the buffer, with room between them."""
-    engine = engine_of("full")
+    engine = engine_for("full")
     context = engine.context(config_of("full"))
-    layers = [copy.deepcopy(layer) for layer in context._state._layers]
+    layers = [copy.deepcopy(layer) for layer in resting_layers(context)]
     for layer in layers:
         rows = mx.arange(2 * 9 * 8, dtype=mx.float32).reshape(1, 2, 9, 8)
         layer.update_and_fetch(rows, rows)
-    context._state.hold(layers, 9, [])
+    put_layers(context, layers, 9)
     part = through_a_file(context.parts())["cache"]
     for name in ("layers.0.0", "layers.3.1"):
         data = memoryview(part.tensors[name].data).cast("f").tolist()
@@ -172,7 +172,7 @@ def test_rows_of_several_heads_come_back():
 
 
 def test_nothing_is_stored_of_nothing():
-    assert engine_of("full").context(config_of("full")).parts() == {}
+    assert engine_for("full").context(config_of("full")).parts() == {}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -197,7 +197,7 @@ def test_parts_stay_as_they_are_while_the_context_goes_on(kind):
 
 def test_rows_that_fill_their_buffer_are_not_copied():
     line = begun("full")
-    layer = line.context._state.layers[0]
+    layer = layers_of(line.context)[0]
     layer.keys = mx.contiguous(layer.keys[..., : layer.offset, :])
     mx.eval(layer.keys)
     before = mx.get_active_memory()
@@ -235,11 +235,11 @@ def test_another_thread_may_store_and_restore(kind):
 
 def test_a_cache_without_a_form_is_not_stored():
     line = begun("full")
-    line.context._state._layers[1] = LayerCache(8)
+    resting_layers(line.context)[1] = LayerCache(8)
     with pytest.raises(PromptCacheError, match="no form"):
         line.context.parts()
     line = Line(toy_engine(tiny_mamba).context(config_of("recurrent")))
     line.say(words(1, 3), config_of("recurrent"))
-    line.context._state._layers[1] = copy.deepcopy(toy_engine(tiny_mamba).model.make_cache()[0])
+    resting_layers(line.context)[1] = copy.deepcopy(toy_engine(tiny_mamba).model.make_cache()[0])
     with pytest.raises(PromptCacheError):
         line.context.parts()

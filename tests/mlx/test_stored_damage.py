@@ -12,8 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kit.contexts import KINDS, SEEDED, Line, begun, config_of, engine_of, through_a_file, words
+from kit.contexts import (
+    KINDS,
+    SEEDED,
+    Line,
+    begun,
+    config_of,
+    engine_for,
+    run,
+    through_a_file,
+    words,
+)
 from kit.models import disturbed, tiny_llama, toy_engine
+from kit.probe import draft_ids, draft_offset, layers_of
 from segue import (
     GenerationConfig,
     PromptCacheError,
@@ -118,13 +129,13 @@ CACHE: list[tuple[str, Change, str]] = [
 
 
 def line_of(kind: str) -> Line:
-    return Line(engine_of(kind).context(config_of(kind)))
+    return Line(engine_for(kind).context(config_of(kind)))
 
 
 def unchanged(context: Any) -> None:
     assert context.offset == 0
     assert context.marks.offsets == ()
-    assert all(layer.empty() for layer in context._state.layers)
+    assert all(layer.empty() for layer in layers_of(context))
 
 
 @pytest.mark.parametrize(("kind", "change", "told"), CACHE)
@@ -169,7 +180,7 @@ def test_a_cache_of_another_kind_is_a_mismatch(kept, kind, other):
     ],
 )
 def test_a_cache_of_other_settings_is_a_mismatch(kept, kind, wanted, told):
-    context = engine_of(kind).context(config_of(kind, **wanted))
+    context = engine_for(kind).context(config_of(kind, **wanted))
     with pytest.raises(PromptCacheMismatchError, match=told):
         context.restore(kept(kind))
     unchanged(context)
@@ -259,8 +270,7 @@ def test_what_was_changed_of_a_draft_is_left_out(drafted, change, told):
     unused = line.context.restore(drafted)
     assert unused.keys() == {"draft"}
     assert told in unused["draft"]
-    draft = line.context._drafting._draft
-    assert (draft._held, draft._state.offset) == ([], 0)
+    assert (draft_ids(line.context), draft_offset(line.context)) == ([], 0)
 
 
 # --- anything at all ----------------------------------------------------------------------------
@@ -296,5 +306,5 @@ def test_whatever_stands_in_a_part_it_is_an_error_or_a_cache(kept, data):
         unchanged(line.context)
     else:
         held = line.context.offset
-        list(line.context.generate([1] * (held + 2), GenerationConfig(max_tokens=1)))
+        list(run(line.context, [1] * (held + 2), GenerationConfig(max_tokens=1)))
         assert line.context.offset == held + 3

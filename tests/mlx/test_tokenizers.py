@@ -15,6 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from kit.models import byte_level_tokenizer
+from kit.probe import hugging_face, ids_of
 from segue import ChatSession, GenerationConfig, Message, MlxEngine, TemplateError
 from segue.testing.mlx import CachingModel
 from segue.tokenizers.hugging_face import MlxTokenizer
@@ -60,7 +61,7 @@ def sentencepiece_tokenizer(template: str = PLAIN) -> TokenizerWrapper:
 
 
 def naive_tokenizer() -> TokenizerWrapper:
-    return TokenizerWrapper(byte_level_tokenizer()._tokenizer, NaiveStreamingDetokenizer)
+    return TokenizerWrapper(hugging_face(byte_level_tokenizer()), NaiveStreamingDetokenizer)
 
 
 KINDS = {
@@ -144,7 +145,7 @@ def test_the_next_turn_is_incremental_and_fed_what_the_template_wrote(tokenizer)
         add_generation_prompt=True,
         template_kwargs={},
     )
-    fed = session._cache.ledger.ids[: reply.prompt_tokens]
+    fed = ids_of(session)[: reply.prompt_tokens]
     assert ours.decode(fed) == rendered
 
 
@@ -163,12 +164,12 @@ def test_a_plain_tokenizer_gets_the_detokenizer_that_its_decoder_needs():
         (sentencepiece_tokenizer(), SPMStreamingDetokenizer),
         (byte_level_tokenizer(), BPEStreamingDetokenizer),
     ):
-        ours = MlxTokenizer(made._tokenizer)
+        ours = MlxTokenizer(hugging_face(made))
         assert isinstance(ours.wrapped.detokenizer, expected)
 
 
 def test_indentation_survives_with_a_plain_sentencepiece_tokenizer():
-    plain = MlxTokenizer(sentencepiece_tokenizer()._tokenizer)
+    plain = MlxTokenizer(hugging_face(sentencepiece_tokenizer()))
     streaming = plain.detokenizer()
     text = "x\n    y"
     shown = "".join(streaming.add(token) for token in plain.encode(text)) + streaming.finish()

@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from kit.models import tiny_chunked, tiny_hybrid, tiny_lists, tiny_llama, tiny_mamba
 from kit.oracle import Expected, Recorder, Talk, wrap
+from kit.probe import context_of, ids_of, layers_of
 from kit.sessions import common_prefix, rendered
 from segue import (
     ChatSession,
@@ -126,7 +127,7 @@ class CacheMachine(RuleBasedStateMachine):
         self.record(text)
         said = again.respond(text)
         # Where ids that were sampled stand that the tokenizer would not make, texts may differ.
-        theirs = again._cache.ledger.ids
+        theirs = ids_of(again)
         prompt = self.talk.prompt_length
         if tuple(self.talk.expected.held[:prompt]) == theirs[:prompt]:
             if self.session.generation.kv_bits is None:
@@ -138,7 +139,7 @@ class CacheMachine(RuleBasedStateMachine):
     def turn_that_fails(self, text, calls):
         self.new_kind()
         reply = self.session.stream(text)
-        self.talk.expected.turn_to(self.session._cache.ledger.ids)
+        self.talk.expected.turn_to(ids_of(self.session))
         self.engine.model.fail_in = calls
         self.engine.model.passes.clear()
         try:
@@ -284,9 +285,9 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self):
         assert list(self.session.history) == self.said
-        context = self.session._cache.context
+        context = context_of(self.session)
         if context is not None:
-            held = self.session._cache.ledger.ids
+            held = ids_of(self.session)
             assert len(held) == context.offset
             assert held == tuple(self.talk.expected.held) or (
                 self.kind_of_cache != self.session.generation.cache_settings
@@ -297,7 +298,7 @@ class CacheMachine(RuleBasedStateMachine):
     def other_branches_stay_as_they_were(self):
         for talk, said, _ in getattr(self, "parked", ()):
             assert list(talk.session.history) == said
-            assert talk.session._cache.ledger.ids == tuple(talk.expected.held)
+            assert ids_of(talk.session) == tuple(talk.expected.held)
 
     def teardown(self):
         if hasattr(self, "folder"):
@@ -313,9 +314,7 @@ TestCaches = pytest.mark.timeout(3600)(CacheMachine.TestCase)
 
 def test_every_kind_of_cache_is_among_them():
     names = {
-        type(layer).__name__
-        for kind in KINDS
-        for layer in engine_of(kind).context(BASE)._state.layers
+        type(layer).__name__ for kind in KINDS for layer in layers_of(engine_of(kind).context(BASE))
     }
     assert names == {"KVCache", "RotatingKVCache", "ArraysCache", "ChunkedKVCache", "CacheList"}
     assert len(list(itertools.chain(KINDS))) == 7

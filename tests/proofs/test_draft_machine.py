@@ -14,6 +14,15 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import segue
+from kit.probe import (
+    context_of,
+    draft_ids,
+    draft_layers,
+    draft_offset,
+    has_draft_model,
+    ids_of,
+    layers_of,
+)
 from segue import (
     ChatSession,
     GenerationConfig,
@@ -159,19 +168,19 @@ class SpeculativeMachine(RuleBasedStateMachine):
     def the_ledger_is_what_the_cache_holds(self):
         if not hasattr(self, "session") or self.live is not None:
             return
-        context = self.session._cache.context
+        context = context_of(self.session)
         if context is not None:
-            ids = self.session._cache.ledger.ids
-            assert keys(context._state.layers) == {ids}
+            ids = ids_of(self.session)
+            assert keys(layers_of(context)) == {ids}
             assert context.offset == len(ids)
 
     @invariant()
     def the_draft_holds_what_it_believes(self):
-        context = self.session._cache.context if hasattr(self, "session") else None
-        if context is not None and hasattr(context._drafting._draft, "_held"):
-            draft = context._drafting._draft
-            assert keys(draft._state.layers) == {tuple(draft._held)}
-            assert draft._state.offset == len(draft._held)
+        context = context_of(self.session) if hasattr(self, "session") else None
+        if context is not None and has_draft_model(context):
+            ids = draft_ids(context)
+            assert keys(draft_layers(context)) == {tuple(ids)}
+            assert draft_offset(context) == len(ids)
 
     @invariant()
     def history_alternates(self):

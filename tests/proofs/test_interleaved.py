@@ -9,6 +9,7 @@ import pytest
 
 from kit.logits import check_next_logits
 from kit.models import tiny_hybrid, tiny_llama, toy_engine
+from kit.probe import ledger_of
 from kit.sessions import say
 from segue import ChatSession, GenerationConfig, MlxEngine
 from segue.testing import FakeEngine
@@ -61,7 +62,7 @@ def test_a_hundred_sessions_say_what_they_would_say_alone(make):
             for _ in turn(alone, number, round_, closed[round_].get(number)):
                 pass
         assert session.history == alone.history
-        assert session._cache.ledger == alone._cache.ledger
+        assert ledger_of(session) == ledger_of(alone)
         assert len(session.history) == 2 * ROUNDS
     if isinstance(engine, MlxEngine):
         for session in together[::25]:

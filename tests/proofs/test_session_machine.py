@@ -23,6 +23,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from kit.probe import cache_fits, context_of, held, ids_of
 from kit.sessions import common_prefix, rendered
 from segue import ChatSession, GenerationConfig, GenerationError, HistoryError, Message, Role
 from segue.testing import FakeEngine, ToyTokenizer
@@ -79,8 +80,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.path = Path(self.folder.name) / "talk.segue"
 
     def cache(self) -> tuple[int, ...]:
-        context = self.session._cache.context
-        return () if context is None else tuple(context.cache[0])
+        return () if context_of(self.session) is None else held(self.session)
 
     def start(self, text, **kwargs):
         """Begin a turn, and check what it will feed before it is fed."""
@@ -90,13 +90,10 @@ class SessionMachine(RuleBasedStateMachine):
 
     def start_with(self, begin, asked):
         before = self.cache()
-        same_kind = (
-            self.session._cache.context is not None
-            and self.session._cache._settings == self.session.generation.cache_settings
-        )
+        same_kind = context_of(self.session) is not None and cache_fits(self.session)
         reply = begin()
         self.expected = list(asked)
-        ids = self.session._cache.ledger.ids
+        ids = ids_of(self.session)
         assert TOKENIZER.decode(ids) == rendered(self.session, self.expected, prompt=True)
         assert reply.prompt_tokens == len(ids)
         best = min(common_prefix(before, ids), len(ids) - 1) if same_kind else 0
@@ -246,7 +243,7 @@ class SessionMachine(RuleBasedStateMachine):
         assert list(taken) == self.expected[questions[-turns] :]
         del self.expected[questions[-turns] :]
         self.after_going_back(before)
-        if self.session._cache._settings == self.session.generation.cache_settings:
+        if cache_fits(self.session):
             shown = rendered(self.session, [*self.expected, Message.user("")], prompt=False)
             # It may end within a character.
             kept = TOKENIZER.decode(self.cache()).rstrip("\ufffd")
@@ -310,7 +307,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.settle()
         self.session.save(self.path, kv=kv)
         # What settings have made useless is not saved.
-        kv = kv and self.session._cache._settings == self.session.generation.cache_settings
+        kv = kv and cache_fits(self.session)
         self.saved = (
             list(self.expected),
             self.cache() if kv else (),
@@ -360,21 +357,17 @@ class SessionMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_is_what_the_cache_holds(self):
-        if (
-            hasattr(self, "session")
-            and self.live is None
-            and self.session._cache.context is not None
-        ):
-            assert self.session._cache.ledger.ids[: self.session.cached_tokens] == self.cache()
-            assert len(self.session._cache.ledger.ids) == self.session._cache.context.offset
+        if hasattr(self, "session") and self.live is None and context_of(self.session) is not None:
+            assert ids_of(self.session)[: self.session.cached_tokens] == self.cache()
+            assert len(ids_of(self.session)) == context_of(self.session).offset
 
     @invariant()
     def other_branches_stay_as_they_were(self):
         for session, expected, marks, _ in getattr(self, "parked", ()):
             assert list(session.history) == expected
-            context = session._cache.context
+            context = context_of(session)
             if context is not None:
-                assert session._cache.ledger.ids == tuple(context.cache[0])
+                assert ids_of(session) == held(session)
                 assert self.engine.trimmable or list(context.marks.offsets) == marks
 
     def teardown(self):

@@ -11,6 +11,7 @@ import pytest
 
 from kit.logits import check_next_logits
 from kit.paths import RECORDED
+from kit.probe import ids_of
 from segue import ChatSession, FinishReason, GenerationConfig, SessionFile
 
 pytestmark = pytest.mark.smollm2
@@ -75,7 +76,7 @@ def test_two_hundred_hot_turns_read_nothing_again(smollm2):
         for turn in range(40):
             seed = 40 * conversation + turn
             session.generation = GenerationConfig(max_tokens=4, temperature=1.3, seed=seed)
-            held = session._cache.ledger.ids
+            held = ids_of(session)
             with session.stream(QUESTIONS[seed % len(QUESTIONS)]) as reply:
                 list(reply)
             turns += 1
@@ -88,7 +89,7 @@ def test_two_hundred_hot_turns_read_nothing_again(smollm2):
                 add_generation_prompt=True,
                 template_kwargs={},
             )
-            fed = session._cache.ledger.ids[: reply.prompt_tokens]
+            fed = ids_of(session)[: reply.prompt_tokens]
             assert tokenizer.decode(fed) == render
             # Encoded anew, as everyone else does.
             lost += tuple(tokenizer.encode(render)[: len(held)]) != held

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from kit.probe import context_of, held
 from kit.sessions import common_prefix, rendered
 from kit.templates import (
     KINDS,
@@ -145,8 +146,7 @@ class Talk:
         self.session = ChatSession(self.engine, generation=LONG, **kwargs)
 
     def cache(self) -> tuple[int, ...]:
-        context = self.session._cache.context
-        return () if context is None else tuple(context.cache[0])
+        return () if context_of(self.session) is None else held(self.session)
 
     def turn(
         self,

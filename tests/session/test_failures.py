@@ -7,7 +7,8 @@ import signal
 
 import pytest
 
-from kit.sessions import check_ledger, held, say
+from kit.probe import held
+from kit.sessions import check_ledger, say
 from segue import (
     ChatSession,
     ConfigurationError,

@@ -8,7 +8,8 @@ import pickle
 import pytest
 
 from kit.chats import contents
-from kit.sessions import SHORT, check_ledger, held, rendered, say, talk
+from kit.probe import engine_of, held, ids_of
+from kit.sessions import SHORT, check_ledger, rendered, say, talk
 from segue import (
     ChatSession,
     ConfigurationError,
@@ -39,14 +40,14 @@ def test_undo_takes_back_whole_turns_and_what_the_cache_holds_of_them(trimmable)
     assert session.undo(2) == before[2:]
     assert session.history == before[:2]
     check_ledger(session)
-    assert "two" not in session._engine.tokenizer.decode(held(session))
+    assert "two" not in engine_of(session).tokenizer.decode(held(session))
     again = fresh(session).respond("four")
     with session.stream("four") as reply:
         assert "".join(response.text for response in reply) == again
     if trimmable:
         # Of what stayed, nothing was read again.
         kept = rendered(session, before[:2], prompt=False)
-        assert reply.cached_tokens >= len(session._engine.tokenizer.encode(kept))
+        assert reply.cached_tokens >= len(engine_of(session).tokenizer.encode(kept))
     check_ledger(session)
 
 
@@ -146,7 +147,7 @@ def test_bad_overrides_change_nothing(overrides):
 def test_the_old_reply_comes_back_where_nothing_new_was_said():
     session = talk("hi")
     before = session.history
-    model = session._engine.model
+    model = engine_of(session).model
     model.fail_at = {model.calls + 1}
     with pytest.raises(GenerationError):
         session.regenerate()
@@ -183,7 +184,7 @@ def test_an_edited_question_is_answered_anew(trimmable):
     assert session.edit(2, "twelve") == before[2:]
     assert session.history == (*before[:2], Message.user("twelve"))
     check_ledger(session)
-    assert "three" not in session._engine.tokenizer.decode(held(session))
+    assert "three" not in engine_of(session).tokenizer.decode(held(session))
     again = ChatSession(FakeEngine(say), history=before[:2], generation=SHORT).respond("twelve")
     assert session.regenerate() == again
     assert session.history == (*before[:2], Message.user("twelve"), Message.assistant(again))
@@ -195,7 +196,7 @@ def test_what_an_edited_question_begins_with_is_not_read_again():
     prompt = session.usage.turns[-1].prompt_tokens
     session.edit(-2, "what is that?")
     session.regenerate()
-    shared = len(session._engine.tokenizer.encode("what is th"))
+    shared = len(engine_of(session).tokenizer.encode("what is th"))
     assert session.usage.turns[-1].cached_tokens >= shared
     assert session.usage.turns[-1].fed_tokens < prompt - shared
 
@@ -272,7 +273,7 @@ def test_a_fork_before_anything_was_said():
 
 def test_what_the_template_refuses_after_an_edit_is_forgotten_all_the_same():
     session = talk("one", "two", instructions="Be brief.")
-    tokenizer = session._engine.tokenizer
+    tokenizer = engine_of(session).tokenizer
     render = tokenizer.render
 
     def refusing(messages, **kwargs):
@@ -282,7 +283,7 @@ def test_what_the_template_refuses_after_an_edit_is_forgotten_all_the_same():
 
     tokenizer.render = refusing
     session.edit(2, "bad")
-    assert "two" not in tokenizer.decode(session._cache.ledger.ids)
+    assert "two" not in tokenizer.decode(ids_of(session))
     with pytest.raises(TemplateError):
         session.regenerate()
     session.edit(2, "three")

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from kit.probe import context_of
 from kit.sessions import check_ledger
 from segue import ChatSession, Message
 from segue.interrupt import InterruptHold, deliver_interrupt
@@ -166,7 +167,7 @@ def test_ctrl_c_is_not_lost_when_the_reply_is_dropped():
 def test_ctrl_c_during_the_rewind_at_a_turns_start_leaves_the_layers_in_step():
     session = ChatSession(FakeEngine(["one", "two", "three"]), instructions="Be brief.")
     session.respond("hi")
-    context = session._cache.context
+    context = context_of(session)
     rewind = context.rewind
 
     def pressing(offset: int) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 
-import mlx.core as mx
 import pytest
 
 import segue
-from kit.logits import assert_close, next_logits
+from kit.contexts import read
+from kit.logits import assert_close
 from kit.mlx_sessions import KINDS, SHORT, counted, foreign
 from kit.models import toy_engine
+from kit.probe import context_of, ids_of, next_logits, put_model
 from segue import (
     ChatSession,
     ConfigurationError,
@@ -22,8 +23,8 @@ from segue import (
 
 def fresh(engine, config, ids):
     context = engine.context(config)
-    list(context.generate(ids, GenerationConfig(max_tokens=0)))
-    return engine.model(mx.array([[65]]), cache=context._state.layers)[0, -1]
+    read(context, ids)
+    return next_logits(context)
 
 
 # Caches whose content does not depend on the passes it was read in (a quantized one's first pass is
@@ -40,15 +41,15 @@ def test_an_opaque_prefix_stays_in_front_whatever_happens(name, tmp_path):
     assert session.cached_tokens == count
 
     def check():
-        context = session._cache.context
-        ids = session._cache.ledger.ids
+        context = context_of(session)
+        ids = ids_of(session)
         assert context.offset == count + len(ids)
         assert context.prefix == count
         assert_close(next_logits(session), fresh(engine, config, [*prefix, *ids]))
 
     # A first prompt is fed whole, though it be shorter than the prefix, or longer.
     said, fed = counted(session, "hi")
-    assert fed == len(session._cache.ledger.ids) - 8
+    assert fed == len(ids_of(session)) - 8
     check()
     reply = session.stream("more")
     assert reply.prompt_tokens - reply.cached_tokens < reply.prompt_tokens - count
@@ -82,14 +83,14 @@ def test_an_opaque_prefix_survives_a_failure(tmp_path):
         raise RuntimeError("out of memory")
 
     failing.layers = model.layers
-    session._cache.context._state.model = failing
+    put_model(session, failing)
     with pytest.raises(GenerationError):
         session.respond("the")
-    session._cache.context._state.model = model
+    put_model(session, model)
     assert session.cached_tokens == len(prefix)
     assert_close(next_logits(session), fresh(engine, SHORT, prefix))
     session.respond("on")
-    ids = session._cache.ledger.ids
+    ids = ids_of(session)
     assert_close(next_logits(session), fresh(engine, SHORT, [*prefix, *ids]))
 
 

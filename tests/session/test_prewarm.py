@@ -7,6 +7,7 @@ import pytest
 from kit.logits import check_next_logits
 from kit.mlx_sessions import SHORT, counted
 from kit.models import CHATML, byte_level_tokenizer, tiny_llama, toy_engine
+from kit.probe import ids_of
 from segue import (
     ChatSession,
     GenerationConfig,
@@ -91,6 +92,6 @@ def test_a_prewarmed_prompt_has_the_ids_of_a_cold_one(template):
             if warm:
                 assert session.prewarm() > 5
             reply = session.stream(question)
-            ids.append(session._cache.ledger.ids)
+            ids.append(ids_of(session))
             assert not warm or reply.cached_tokens > 5
         assert ids[0] == ids[1]

@@ -11,9 +11,18 @@ import pytest
 from mlx_lm.models.cache import load_prompt_cache as mlx_lm_load
 
 import segue
-from kit.logits import assert_close, check_next_logits, next_logits
+from kit.contexts import read
+from kit.logits import assert_close, check_next_logits
 from kit.mlx_sessions import KINDS, SHORT, counted, foreign
 from kit.models import disturbed, toy_engine, write_folder
+from kit.probe import (
+    cut_cache,
+    draft_ids,
+    give_cache,
+    has_draft_model,
+    ids_of,
+    next_logits,
+)
 from segue import (
     ChatSession,
     ConfigurationError,
@@ -38,7 +47,7 @@ def test_a_saved_conversation_goes_on_where_it_was(kind, tmp_path):
     first.respond("hello world hello world")
     first.save_cache(tmp_path / "c.safetensors")
     cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
-    assert cache.ids == first._cache.ledger.ids
+    assert cache.ids == ids_of(first)
     second = ChatSession(engine, generation=SHORT, cache=cache)
     assert second.history == first.history
     assert second.instructions == "the"
@@ -59,9 +68,9 @@ def test_mlx_lm_opens_what_a_session_saved(kind, tmp_path):
     session.save_cache(tmp_path / "c.safetensors")
     layers, metadata = mlx_lm_load(str(tmp_path / "c.safetensors"), return_metadata=True)
     got = engine.model(mx.array([[65]]), cache=layers)[0, -1]
-    own = engine.model(mx.array([[65]]), cache=session._cache.context._state.layers)[0, -1]
+    own = next_logits(session)
     assert_close(got, own)
-    assert json.loads(metadata["segue_tokens"])["ids"] == list(session._cache.ledger.ids)
+    assert json.loads(metadata["segue_tokens"])["ids"] == list(ids_of(session))
 
 
 @pytest.mark.parametrize("spelled", [None, "./model/"])
@@ -126,12 +135,11 @@ def test_with_a_draft_known_ids_are_read_by_it_and_unknown_ones_are_not(draft, t
     known = segue.load_prompt_cache(tmp_path / "known.safetensors", engine)
     session = ChatSession(engine, generation=SHORT, cache=known, speculative=speculative)
     assert counted(session, "the") == counted(plain, "the")
-    drafts = session._cache.context._drafting._draft
-    read = drafts._held if draft == "model" else drafts._lookup._ids
-    assert tuple(read[: len(known.ids)]) == known.ids
+    assert has_draft_model(session) == (draft == "model")
+    assert tuple(draft_ids(session)[: len(known.ids)]) == known.ids
     session.save_cache(tmp_path / "again.safetensors")
     again = segue.load_prompt_cache(tmp_path / "again.safetensors", engine)
-    assert again.ids == session._cache.ledger.ids
+    assert again.ids == ids_of(session)
 
     foreign(engine, tmp_path / "foreign.safetensors", [7, 8, 9] * 5)
     opaque = segue.load_prompt_cache(tmp_path / "foreign.safetensors", engine)
@@ -273,8 +281,7 @@ def test_a_file_holds_nothing_that_was_taken_back(tmp_path):
     engine = toy_engine()
     session = ChatSession(engine, generation=SHORT)
     session.respond("hello " * 30)
-    session._cache.context.rewind(20)
-    session._cache.commit()
+    cut_cache(session, 20)
     session.save_cache(tmp_path / "c.safetensors")
     layers = mlx_lm_load(str(tmp_path / "c.safetensors"))
     assert all(layer.keys.shape[2] == layer.offset == 20 for layer in layers)
@@ -297,9 +304,9 @@ def test_what_is_no_path_is_refused_before_the_live_reply_is_closed(path):
 def test_a_conversation_of_brackets_is_saved(tmp_path):
     engine = toy_engine()
     session = ChatSession(engine, instructions="[{" * 60_000, generation=SHORT)
-    session._cache.context = engine.context(SHORT)
-    list(session._cache.context.generate([1, 2], GenerationConfig(max_tokens=0)))
-    session._cache.ledger = session._cache.ledger.extend([1, 2], "[{" * 60_000)
+    context = engine.context(SHORT)
+    read(context, [1, 2])
+    give_cache(session, context, [1, 2], "[{" * 60_000)
     session.save_cache(tmp_path / "c.safetensors")
     cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
     assert cache.instructions == "[{" * 60_000

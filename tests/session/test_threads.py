@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from kit.probe import pretend_threads, wait_for_threads
 from segue import ChatSession
 from segue.cli.chat.idle import reading_ahead
 from segue.mlx import threads
@@ -68,14 +69,14 @@ def test_one_thread_reads_ahead_for_a_whole_chat(monkeypatch):
 def test_a_program_does_not_wait_for_ever(listed, tmp_path, monkeypatch):
     (tmp_path / "1").touch()
     monkeypatch.setattr(threads, "TASKS", str(tmp_path if listed else tmp_path / "none"))
-    monkeypatch.setattr(threads, "_used", {1})
+    pretend_threads(monkeypatch, {1})
     monkeypatch.setattr(threads, "PATIENCE", 0.05)
     started = time.monotonic()
-    threads._wait_for_threads()
+    wait_for_threads()
     assert 0.05 <= time.monotonic() - started < 5
 
 
 def test_a_program_does_not_wait_where_no_thread_has_ended(monkeypatch):
-    monkeypatch.setattr(threads, "_used", {threading.get_native_id()})
+    pretend_threads(monkeypatch, {threading.get_native_id()})
     monkeypatch.setattr(threads, "time", None)
-    threads._wait_for_threads()
+    wait_for_threads()

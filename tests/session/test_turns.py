@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from kit.sessions import check_ledger, held, rendered, say
+from kit.probe import engine_of, forget_history, held
+from kit.sessions import check_ledger, rendered, say
 from segue import (
     ChatSession,
     ConfigurationError,
@@ -98,7 +99,7 @@ def test_a_prompt_that_the_cache_holds_whole_feeds_one_token():
     session.respond("hi")
     whole = session.cached_tokens
     # Taking the turn back makes the next prompt the very one that the cache holds.
-    session._history.clear()
+    forget_history(session)
     with session.stream("hi") as reply:
         list(reply)
     assert reply.cached_tokens == whole - 1
@@ -129,7 +130,7 @@ def test_instructions_can_be_removed():
     session.respond("hi")
     session.instructions = None
     session.respond("ho")
-    assert "Be brief." not in session._engine.tokenizer.decode(held(session))
+    assert "Be brief." not in engine_of(session).tokenizer.decode(held(session))
     check_ledger(session)
 
 
@@ -205,7 +206,7 @@ def test_the_instructions_are_not_in_the_history():
 def test_template_arguments_reach_the_template():
     session = ChatSession(FakeEngine(["hello"]), template_kwargs={"mode": "quiet"})
     session.respond("hi")
-    assert "<|start|>mode\nquiet<|end|>" in session._engine.tokenizer.decode(held(session))
+    assert "<|start|>mode\nquiet<|end|>" in engine_of(session).tokenizer.decode(held(session))
 
 
 @pytest.mark.parametrize(

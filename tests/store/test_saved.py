@@ -10,7 +10,8 @@ import warnings
 
 import pytest
 
-from kit.sessions import SHORT, check_ledger, held, say, talk
+from kit.probe import context_of, engine_of, has_opaque_prefix, held
+from kit.sessions import SHORT, check_ledger, say, talk
 from segue import (
     ChatSession,
     ConfigurationError,
@@ -181,8 +182,8 @@ def test_an_opaque_prefix_comes_back(path, tmp_path):
             session.respond(text)
         session.save(path)
         again = ChatSession.open(path, engine)
-        assert again._cache.opaque
-        assert again._cache.context.prefix == 3 if again._cache.context else not save_after
+        assert has_opaque_prefix(again)
+        assert context_of(again).prefix == 3 if context_of(again) else not save_after
         assert again.cached_tokens >= 3 or not save_after
     assert held(again) == held(session)
     assert again.respond("ho") == session.respond("ho")
@@ -198,7 +199,7 @@ def test_a_reader_needs_no_engine(path):
     assert file.title == "How do rivers flow?"
     assert file.history == session.history
     assert file.ledger.ids == held(session)
-    assert session._engine.tokenizer.decode(file.ledger.ids).startswith(file.ledger.text[:20])
+    assert engine_of(session).tokenizer.decode(file.ledger.ids).startswith(file.ledger.text[:20])
     assert file.usage.fed_tokens == session.usage.fed_tokens
     assert file.origin.fingerprint == "fake"
     assert file.origin.saved is not None
@@ -346,7 +347,7 @@ def test_an_opaque_prefix_is_kept_without_the_rest(path, tmp_path, change):
     session.save(path, kv=bool(change))
     assert SessionFile.read(path).sizes == {"prefix": 12}
     again = ChatSession.open(path, engine)
-    assert again._cache.opaque
+    assert has_opaque_prefix(again)
     assert again.respond("ho") == session.respond("ho")
     assert held(again)[:3] == (65, 66, 67)
 

@@ -10,7 +10,8 @@ import pytest
 
 from kit.old_sessions import SESSIONS, next_token
 from kit.paths import OLD_SESSIONS
-from kit.sessions import check_ledger, held
+from kit.probe import has_opaque_prefix, held, ids_of
+from kit.sessions import check_ledger
 from segue import ChatSession, GenerationConfig, Message, Role, SessionFile
 from segue.testing import FakeEngine
 
@@ -138,9 +139,9 @@ def test_tools_reasoning_settings_and_all_letters(kept):
 @pytest.mark.parametrize("kept", ["prefix"], indirect=True)
 def test_an_opaque_prefix(kept):
     session = ChatSession.open(kept, FakeEngine(next_token))
-    assert session._cache.opaque
+    assert has_opaque_prefix(session)
     assert held(session)[:3] == (65, 66, 67)
-    assert held(session)[3:] == session._cache.ledger.ids
+    assert held(session)[3:] == ids_of(session)
     session.clear()
     session.respond("Hello")
     assert held(session)[:3] == (65, 66, 67)

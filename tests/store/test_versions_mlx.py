@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from kit.drafts import check_draft, draft_of
+from kit.drafts import check_draft
 from kit.logits import check_next_logits
 from kit.old_sessions import MLX_KINDS, MLX_QUESTIONS, begin_mlx
 from kit.paths import OLD_SESSIONS
+from kit.probe import draft_ids, engine_of, ledger_of, pretend_fingerprint
 from segue import ChatSession, SessionFile
 
 
@@ -27,13 +28,13 @@ def test_version_1_goes_on_as_if_it_had_never_stopped(kind, tmp_path):
     file = SessionFile.read(path)
     assert file.damage == {}
     never_stopped, speculative = begin_mlx(kind)
-    engine = never_stopped._engine
+    engine = engine_of(never_stopped)
     # The last bits of random weights may differ between machines, and with them the fingerprint.
-    engine.__dict__["fingerprint"] = file.origin.fingerprint
+    pretend_fingerprint(engine, file.origin.fingerprint)
     overrides = {}
     if speculative is not None:
         part = SessionFile.read(path, load=True).parts["draft"]
-        speculative.draft.__dict__["fingerprint"] = part.values["state"]["fingerprint"]
+        pretend_fingerprint(speculative.draft, part.values["state"]["fingerprint"])
         overrides["speculative"] = speculative
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -41,12 +42,12 @@ def test_version_1_goes_on_as_if_it_had_never_stopped(kind, tmp_path):
     for question in MLX_QUESTIONS:
         never_stopped.respond(question)
     assert session.history == never_stopped.history
-    assert session._cache.ledger == never_stopped._cache.ledger
+    assert ledger_of(session) == ledger_of(never_stopped)
     assert session.usage.marks == never_stopped.usage.marks
     if not MLX_KINDS[kind][2]:
         check_next_logits(session)
     if kind == "draft":
-        assert draft_of(session)._held == draft_of(never_stopped)._held
+        assert draft_ids(session) == draft_ids(never_stopped)
         check_draft(session)
     assert session.respond("and then") == never_stopped.respond("and then")
     assert session.usage.turns[-1].fed_tokens == never_stopped.usage.turns[-1].fed_tokens

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from kit.logits import check_next_logits
 from kit.models import tiny_hybrid, tiny_llama, tiny_mamba
+from kit.probe import engine_of
 from segue import (
     ChatSession,
     GenerationConfig,
@@ -152,7 +153,7 @@ def test_history_renders_as_the_template_wants_and_settling_reads_it_in_time(for
     replies = [f"{front}the world {n}\n</think>\n\nthe answer {n}" for n in range(12)]
     session = session_of(*replies, forced=forced, instructions="be brief")
     cold = session_of(*replies, forced=forced, instructions="be brief")
-    tokenizer = session._engine.tokenizer
+    tokenizer = engine_of(session).tokenizer
     for n in range(12):
         question = f"question {n}"
         reply = session.stream(question)

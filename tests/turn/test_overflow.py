@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kit.probe import engine_of, ids_of
 from segue import (
     ChatSession,
     ConfigurationError,
@@ -30,7 +31,7 @@ def session_of(**kwargs) -> ChatSession:
 
 
 def fill(session: ChatSession) -> None:
-    while session._cache.offset < LIMIT - 40:
+    while session.cached_tokens < LIMIT - 40:
         session.respond("more")
 
 
@@ -63,7 +64,7 @@ def test_the_oldest_turns_are_dropped_and_told():
         assert (*reply.dropped, *session.history[:-2]) == before
         assert len(reply.dropped) % 2 == 0
         assert session.history[-2].content == f"turn {n}"
-        text = session._engine.tokenizer.decode(session._cache.ledger.ids)
+        text = engine_of(session).tokenizer.decode(ids_of(session))
         assert text.startswith("<|start|>system\nbe kind<|end|>")
         # What is still in the prompt was read before, up to where the two part.
         assert reply.cached_tokens >= (len("<start>system\nbe kind") if n else 0)
