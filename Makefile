@@ -24,8 +24,9 @@ else
   EXTRAS := $(if $(DRIVER),$(if $(shell test "$(DRIVER)" -ge 580 2>/dev/null && echo yes),cuda13,cuda12),cpu)
 endif
 comma := ,
-# Every core takes tests; a worker that is done takes some of another's.
-PYTEST = $(BIN)/python -m pytest -n auto --dist worksteal
+# Every core takes tests; a worker that is done takes some of another's. What takes long is a proof.
+PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
+TEST := $(PYTEST) -m "not models and not proof"
 
 # A Python that was asked for by name makes the environment anew; none keeps the one there is.
 ifeq ($(origin PYTHON),command line)
@@ -34,13 +35,18 @@ else
   MADE := $(VENV)/.python
 endif
 
-.PHONY: chat test test-models check format lock docs architectures bench bench-peers clean
+.PHONY: chat test proofs test-models check format lock docs architectures bench bench-peers clean
 
 chat: $(VENV)/.ready-chat
 	@$(BIN)/segue chat
 
+# The quick tests, in some two minutes: `make test ARGS="tests/session -k undo"`.
 test: $(VENV)/.ready-dev
-	@$(PYTEST) $(ARGS)
+	@$(TEST) $(ARGS)
+
+# The rest: state machines, fuzzing, kills, every architecture, real runs of the command.
+proofs: $(VENV)/.ready-dev
+	@$(PYTEST) -m "proof and not models" $(ARGS)
 
 # Real models beside llama.cpp; writes what it finds into docs/models.md.
 test-models: $(VENV)/.ready-models
@@ -50,7 +56,7 @@ check: $(VENV)/.ready-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(PYTEST)
+	$(TEST)
 
 format: $(VENV)/.ready-dev
 	$(BIN)/ruff format .

@@ -128,6 +128,7 @@ def test_doctor_tells_a_machine_without_a_good_blas_what_to_do(capsys, monkeypat
     assert capsys.readouterr().out.endswith("\nSlow. Do this.\n")
 
 
+@pytest.mark.proof
 @pytest.mark.smollm2
 @pytest.mark.parametrize(
     ("command", "code"),

@@ -101,6 +101,7 @@ def test_the_cache_of_a_chat_is_kept_and_taken_up(tmp_path, monkeypatch):
     assert f"{session.cached_tokens} tokens are in" in shown
 
 
+@pytest.mark.proof
 @pytest.mark.smollm2
 def test_the_real_model_talks_on_top_of_a_text_that_was_read_before(tmp_path):
     done = shell(

@@ -9,7 +9,7 @@ import sys
 import pexpect
 import pytest
 
-pytestmark = pytest.mark.smollm2
+pytestmark = [pytest.mark.smollm2, pytest.mark.proof]
 
 LINE = re.compile(
     r"([\d,]+) tokens read · ([\d,]+) reused · first token [\d.]+ s · [\d.]+ tokens/s"

@@ -11,6 +11,7 @@ from kit.pages import PAGES, SESSION_FILES, code
 from kit.paths import ROOT
 
 
+@pytest.mark.proof
 @pytest.mark.smollm2
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_shown_runs(page, capsys, tmp_path, monkeypatch):

@@ -38,6 +38,7 @@ def random_ids(rng: random.Random, most: int = 30) -> list[int]:
     return [rng.choice(words) for _ in range(rng.randint(1, most))]
 
 
+@pytest.mark.proof
 def test_greedy_tokens_are_those_of_plain_decoding():
     engine = toy_engine(layers=1)
     drafts = ["prompt-lookup", *(disturbed(engine, noise=noise, layers=1) for noise in (0.1, 1.0))]
@@ -81,6 +82,7 @@ def test_every_kind_of_cache_follows_and_is_kept_from_turn_to_turn(kind, draft):
         assert session.acceptance_rate > 0.2
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("kind", ["full", "sliding", "hybrid"])
 @pytest.mark.parametrize("draft", ["model", "lookup"])
 def test_closing_at_any_token_leaves_both_caches_exact(kind, draft):
@@ -102,6 +104,7 @@ def test_closing_at_any_token_leaves_both_caches_exact(kind, draft):
             check_draft(session)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("draft", ["model", "lookup"])
 @pytest.mark.parametrize(
     "settings",
@@ -183,6 +186,7 @@ def test_a_processor_with_a_state_sees_what_it_sees_in_plain_decoding(pair, draf
     assert context.acceptance.accepted > 0
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("temperature", [0.5, 1.5])
 def test_with_a_seed_lookups_say_exactly_what_plain_decoding_says(pair, temperature):
     config = GenerationConfig(

@@ -81,6 +81,7 @@ def test_a_mark_of_an_earlier_reply_is_never_gone_back_to(kind):
     check_next_logits(session)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("kind", ["hybrid", "recurrent"])
 def test_a_failure_while_a_closed_reply_is_tidied_up_empties_the_cache(kind):
     make, kwargs = KINDS[kind]

@@ -136,6 +136,7 @@ def large(tmp_path_factory) -> Path:
     return path
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("held_as", ["float32", "quantized"])
 def test_loading_needs_less_than_twice_the_memory_of_the_weights(large, held_as):
     command = [sys.executable, "-c", MEASURE, str(large), held_as]

@@ -104,6 +104,7 @@ def test_any_thread_may_go_on_with_either(kind):
     check(fork, kind, [(words(6, 5), {}), (words(8, 5), {})], engine)
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(2))
 def test_a_tree_of_forks(kind, seed):
@@ -234,6 +235,7 @@ def held() -> int:
     return mx.get_active_memory()
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize(
     ("tokens", "settings"),
     [(4000, {}), (1500, {"kv_bits": 8, "kv_group_size": 32, "quantized_kv_start": 0})],

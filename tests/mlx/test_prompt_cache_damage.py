@@ -61,6 +61,7 @@ def test_the_files_are_sound_before_they_are_damaged(ours, theirs):
     assert not read_cache_file(theirs, OWN).ours
 
 
+@pytest.mark.proof
 def test_every_flipped_bit_of_ours_is_found(ours):
     sound = ours.read_bytes()
     start = 8 + int.from_bytes(sound[:8], "little")

@@ -282,6 +282,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.proof
 @settings(max_examples=300)
 @given(data=st.data())
 def test_whatever_stands_in_a_part_it_is_an_error_or_a_cache(kept, data):

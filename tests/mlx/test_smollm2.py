@@ -67,6 +67,7 @@ def test_later_turns_feed_only_their_new_tokens_and_never_go_wrong(smollm2):
 QUESTIONS = ("Go on.", "Why?", "A word, please.", "And then?", "In French!", "Shorter.", "Who?")
 
 
+@pytest.mark.proof
 @pytest.mark.timeout(900)
 def test_two_hundred_hot_turns_read_nothing_again(smollm2):
     """Sampled ids that no one would encode stay, turn after turn."""
@@ -97,6 +98,7 @@ def test_two_hundred_hot_turns_read_nothing_again(smollm2):
     assert lost > turns // 2, f"encoding anew would have kept the cache in {turns - lost} turns"
 
 
+@pytest.mark.proof
 def test_a_session_goes_on_in_another_process_as_if_it_had_never_stopped(smollm2, tmp_path):
     """The real command: what it says, and what it reads, is what one session would."""
     config = GenerationConfig(max_tokens=10, temperature=1.0, seed=5, prefill_step_size=512)
