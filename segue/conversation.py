@@ -1,16 +1,125 @@
-"""Turns and places in a history: pure functions over messages."""
+"""A conversation as one value, and the turns of a history.
 
-from __future__ import annotations
+A turn begins with what the person says and ends before they speak again: it includes the model's
+answer, its calls of tools and their results. The functions here work on any sequence of messages.
+"""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+# No postponed annotations here: type hints must resolve when a class says it is `segue`'s.
 
-from .errors import HistoryError
-from .messages import Message, Role
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+from .checks import check_text
+from .errors import ConfigurationError, HistoryError
+from .messages import Message, Role, check_messages
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Conversation:
+    """Everything that prompts are made from; immutable.
+
+    Examples:
+        >>> asked = Conversation("Be brief.", [Message.user("Hi"), Message.assistant("Hello.")])
+        >>> asked.system.text
+        'Be brief.'
+        >>> len(asked.turns)
+        1
+
+    Args:
+        instructions: The system message, or ``None`` for none.
+        messages: The messages, oldest first.
+        template_kwargs: Arguments for the chat template (``tools``, ``enable_thinking``); copied.
+
+    Raises:
+        ConfigurationError: if the instructions aren't text, or the template's arguments aren't a
+            mapping from text, or can't be copied.
+        MessageError: if the messages aren't Messages, or the instructions contain a lone surrogate.
+    """
+
+    instructions: str | None
+    """The system message, which comes before all messages and isn't one of them."""
+    messages: tuple[Message, ...]
+    """The messages, oldest first."""
+    template_kwargs: Mapping[str, Any] = field(hash=False)
+    """Arguments for the chat template."""
+
+    def __init__(
+        self,
+        instructions: str | None = None,
+        messages: Iterable[Message] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        checked = {
+            "instructions": _checked_instructions(instructions),
+            "messages": check_messages(messages),
+            "template_kwargs": _copied({} if template_kwargs is None else template_kwargs),
+        }
+        # The dataclass is frozen: checked values go in through the base class.
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def system(self) -> Message | None:
+        """The instructions as a message."""
+        return None if self.instructions is None else Message.system(self.instructions)
+
+    @property
+    def turns(self) -> tuple[tuple[Message, ...], ...]:
+        """The messages by turns. System messages before the first turn are in none."""
+        return tuple(map(tuple, turns_taken(self.messages)))
+
+    def with_messages(self, messages: Iterable[Message]) -> Self:
+        """Return a conversation that has other messages.
+
+        `dataclasses.replace` does the same, but copies the template's arguments.
+        """
+        twin = copy.copy(self)
+        object.__setattr__(twin, "messages", check_messages(messages))
+        return twin
+
+    def extended(self, *messages: Message) -> Self:
+        """Return a conversation with more messages."""
+        return self.with_messages((*self.messages, *messages))
+
+
+def _checked_instructions(instructions: object) -> str | None:
+    if instructions is None:
+        return None
+    if not isinstance(instructions, str):
+        raise ConfigurationError(
+            f"instructions must be text or None, not {type(instructions).__name__}.",
+            remedy="Pass a string, or None for no system message.",
+        )
+    check_text(instructions, "The text of instructions")
+    return instructions
+
+
+def _copied(template_kwargs: object) -> dict[str, Any]:
+    if not isinstance(template_kwargs, Mapping):
+        raise ConfigurationError(
+            f"template_kwargs must be a mapping of names to values, not "
+            f"{type(template_kwargs).__name__}.",
+            remedy="Pass a dict such as {'enable_thinking': False}.",
+        )
+    for name in template_kwargs:
+        if not isinstance(name, str):
+            raise ConfigurationError(
+                f"The names in template_kwargs must be text, not {name!r}.",
+                remedy="Pass a dict such as {'enable_thinking': False}.",
+            )
+    try:
+        return copy.deepcopy(dict(template_kwargs))
+    except (TypeError, RecursionError) as error:
+        raise ConfigurationError(
+            f"template_kwargs must be values that can be copied, and one can't: {error}.",
+            remedy="Use strings, numbers, lists and dicts.",
+        ) from None
 
 
 def split_turns(history: Sequence[Message]) -> list[list[Message]]:
-    """A history by turns: each begins with what a person says, tool exchanges are part of it."""
+    """Split a history into turns; the first one may be system messages alone."""
     turns: list[list[Message]] = []
     asking = False
     for message in history:
@@ -24,7 +133,7 @@ def split_turns(history: Sequence[Message]) -> list[list[Message]]:
 
 
 def turns_taken(history: Sequence[Message]) -> list[list[Message]]:
-    """The turns of a history; system messages in front of them all are none."""
+    """Return the turns of a history. System messages before them are not a turn."""
     return [
         turn
         for turn in split_turns(history)
@@ -33,26 +142,26 @@ def turns_taken(history: Sequence[Message]) -> list[list[Message]]:
 
 
 class LastTurn(NamedTuple):
-    """A history, cut where its last reply is to be given once more."""
+    """A history, cut where a new reply is to replace the last one."""
 
     before: tuple[Message, ...]
-    """The turns before it."""
+    """The turns before the last one."""
     asked: tuple[Message, ...]
-    """What the turn has without that reply, if it was given already."""
+    """The messages of the last turn that await a reply."""
 
 
 def last_turn(history: Sequence[Message]) -> LastTurn:
-    """The last turn without its reply, and what stands before it.
+    """Return the last turn without its reply, and the messages before it.
 
     Raises:
-        HistoryError: Nothing was asked.
+        HistoryError: if nothing in the history awaits or has a reply.
     """
     end = len(history)
     if end and history[-1].role is Role.ASSISTANT:
         end -= 1
     if all(message.role is Role.SYSTEM for message in history[:end]):
         raise HistoryError(
-            "There is nothing in the history that a reply could be given to.",
+            "The history has no question that could be answered.",
             remedy="Ask something first.",
         )
     start = end - len(split_turns(history[:end])[-1])
@@ -60,31 +169,33 @@ def last_turn(history: Sequence[Message]) -> LastTurn:
 
 
 def start_of_turns(history: Sequence[Message], count: int) -> int:
-    """Where the last `count` turns begin.
+    """Return the index at which the last `count` turns begin.
 
     Raises:
-        HistoryError: There are not that many, or the count is no number of turns.
+        HistoryError: if `count` isn't a number from 1 to that of the turns.
     """
     turns = turns_taken(history)
+    if not turns:
+        raise HistoryError("The history has no turn to take back.", remedy="Take a turn first.")
     if type(count) is not int or not 1 <= count <= len(turns):
         raise HistoryError(
-            f"Turns to take back: {count!r}; turns there are: {len(turns)}.",
-            remedy=f"Use a number from 1 to {len(turns)}." if turns else "Take a turn first.",
+            f"The number of turns to take back must be from 1 to {len(turns)}, not {count!r}.",
+            remedy=f"The history has {len(turns)}.",
         )
     return len(history) - sum(map(len, turns[-count:]))
 
 
 def checked_index(history: Sequence[Message], index: int) -> int:
-    """An index into a history, counted from its start; a negative one counts from the end.
+    """Return an index into a history as one from its start; a negative one counts from its end.
 
     Raises:
-        HistoryError: There is no such message.
+        HistoryError: if there is no message at that index.
     """
+    if not history:
+        raise HistoryError("The history has no messages.", remedy="Take a turn first.")
     if type(index) is not int or not -len(history) <= index < len(history):
         raise HistoryError(
-            f"There is no message {index!r}: the history has {len(history)}.",
-            remedy=f"Use a number from 0 to {len(history) - 1}."
-            if history
-            else "Take a turn first.",
+            f"The index of a message must be from 0 to {len(history) - 1}, not {index!r}.",
+            remedy="Use an index into `history`; a negative one counts from its end.",
         )
     return index % len(history)

@@ -1,6 +1,6 @@
-"""What a turn yields, piece by piece."""
+"""Responses: what a turn yields, piece by piece."""
 
-from __future__ import annotations
+# No postponed annotations here: type hints must resolve when a class says it is `segue`'s.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,46 +17,51 @@ class FinishReason(StrEnum):
 
 
 class TextKind(StrEnum):
-    """What a piece of a reply is part of."""
+    """The part of a reply that a piece of text belongs to."""
 
     ANSWER = "answer"
-    """What is said to the person, or to the tools."""
+    """The text for the person, or for the tools."""
     REASONING = "reasoning"
-    """What a reasoning model thinks before it answers, where it marks that."""
+    """The model's thoughts before its answer, if it writes tags around them."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationResponse:
     """One piece of a streamed reply: the newest token and the text it made readable.
 
-    Args:
-        text: Newly readable text; may be empty (a character, a stop string or a mark of reasoning
-            is not decided yet). All pieces of one kind, joined, are the reply's text of that kind.
-        token: The id of the newest token.
-        logprobs: The natural-log probabilities of the likeliest tokens at this place, likeliest
-            first, and of `token` itself; ``None`` unless `GenerationConfig.logprobs` asks.
-            Taken after penalties and bias, before temperature and filters, as in mlx-lm.
-        from_draft: Whether a draft proposed this token.
-        prompt_tokens: Tokens in the whole prompt of this turn.
-        cached_tokens: How many of those were already in the KV cache and were not fed.
-        prompt_tps: Tokens fed per second before the first token (only fed ones count).
-        generation_tokens: Tokens generated in this turn so far.
-        generation_tps: Tokens generated per second since the first one.
-        peak_memory: The most memory the engine has held so far, in bytes.
-        finish_reason: Why the reply ended, on its last piece; ``None`` on all others.
-        kind: Whether the text is of the answer or of the reasoning before it. A token that ends the
-            one and begins the other makes two pieces.
+    Examples:
+        >>> from segue import ChatSession
+        >>> from segue.testing import FakeEngine
+        >>> session = ChatSession(FakeEngine(["Hello."]))
+        >>> "".join(response.text for response in session.stream("Hi"))
+        'Hello.'
     """
 
     text: str
+    """Newly readable text. May be empty, while a character, a stop string or a tag of reasoning is
+    incomplete. All pieces of one kind, joined, are the reply's text of that kind."""
     token: int
+    """The id of the newest token."""
     logprobs: Mapping[int, float] | None
+    """Natural-log probabilities of the likeliest next tokens, likeliest first, and of `token`
+    itself; ``None`` unless `GenerationConfig.logprobs` asks for them. Taken after penalties and
+    bias, before temperature and filters, as in mlx-lm."""
     from_draft: bool
+    """True if a draft proposed this token."""
     prompt_tokens: int
+    """Tokens in the whole prompt of this turn."""
     cached_tokens: int
+    """How many of those were in the KV cache already and were not fed."""
     prompt_tps: float
+    """Tokens fed per second before the first token (cached ones don't count)."""
     generation_tokens: int
+    """Tokens generated in this turn so far."""
     generation_tps: float
+    """Tokens generated per second since the first one."""
     peak_memory: int
+    """The most memory that the engine has used so far, in bytes."""
     finish_reason: FinishReason | None = None
+    """Why the reply ended, on its last piece; ``None`` on all others."""
     kind: TextKind = TextKind.ANSWER
+    """The kind of the text: of the answer, or of the reasoning before it. A token that ends one
+    and begins the other makes two pieces."""

@@ -1,56 +1,78 @@
-"""What a conversation has cost."""
+"""Usage: what a session has cost, in tokens and seconds."""
 
-from __future__ import annotations
+# No postponed annotations here: type hints must resolve when a class says it is `segue`'s.
 
-import dataclasses
-import json
 from dataclasses import dataclass
 
-from .files.json_text import read_object
+from .messages import Message
 
 
 @dataclass(frozen=True, slots=True)
 class TurnUsage:
-    """What one turn has cost.
-
-    Attributes:
-        prompt_tokens: Tokens in its prompt.
-        cached_tokens: How many of those were in the KV cache already.
-        fed_tokens: How many the model read in the turn itself, before its first token.
-        generated_tokens: How many it generated.
-        prefill_seconds: Time until the first token.
-        decode_seconds: Time from the first token to the last.
-    """
+    """The cost of one turn."""
 
     prompt_tokens: int
+    """Tokens in the prompt."""
     cached_tokens: int
+    """How many of those were in the KV cache already."""
     fed_tokens: int
+    """How many tokens the model read in the turn itself, before its first token."""
     generated_tokens: int
+    """How many tokens the model generated."""
     prefill_seconds: float
+    """Time until the first token."""
     decode_seconds: float
+    """Time from the first token to the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnPreview:
+    """The cost of a turn before it is taken, from `ChatSession.preview`."""
+
+    prompt_tokens: int
+    """Tokens in its prompt."""
+    cached_tokens: int
+    """How many of those are cached: an upper bound where the cache can rewind to checkpoints
+    alone."""
+    dropped: tuple[Message, ...] = ()
+    """The messages that would leave the history, so that the prompt fits into the context."""
+
+    @property
+    def fed_tokens(self) -> int:
+        """How many tokens the model would read before its first token."""
+        return self.prompt_tokens - self.cached_tokens
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a session has cost so far.
+    """The cost of a session so far.
 
-    Attributes:
-        turns: Its turns, oldest first, those that failed or were stopped included.
-        prewarmed_tokens: Tokens that `ChatSession.prewarm` has fed.
-        settled_tokens: Tokens that `ChatSession.settle` has fed.
-        marks: Places that the cache can come back to now, where it can't be trimmed.
-        mark_bytes: What those hold in memory.
-        proposed_tokens: Tokens that a draft has proposed.
-        accepted_tokens: How many of those the model took.
+    Examples:
+        >>> from segue import ChatSession
+        >>> from segue.testing import FakeEngine
+        >>> session = ChatSession(FakeEngine(["Hello."]))
+        >>> session.prewarm() > 0
+        True
+        >>> _ = session.respond("Hi")
+        >>> usage = session.usage
+        >>> usage.prompt_tokens == usage.cached_tokens + usage.fed_tokens
+        True
+        >>> usage.cached_tokens == usage.prewarmed_tokens
+        True
     """
 
     turns: tuple[TurnUsage, ...] = ()
+    """Its turns, oldest first, including those that failed or were stopped."""
     prewarmed_tokens: int = 0
-    settled_tokens: int = 0
-    marks: int = 0
-    mark_bytes: int = 0
+    """Tokens that the model read outside of turns."""
+    checkpoints: int = 0
+    """Checkpoints of the KV cache at this moment, where it can't be trimmed."""
+    checkpoint_bytes: int = 0
+    """Memory that the checkpoints take, in bytes."""
     proposed_tokens: int = 0
+    """Tokens that a draft has proposed."""
     accepted_tokens: int = 0
+    """How many of those the model took."""
 
     @property
     def prompt_tokens(self) -> int:
@@ -59,7 +81,7 @@ class Usage:
 
     @property
     def cached_tokens(self) -> int:
-        """How many of those were in the KV cache already."""
+        """How many of the prompts' tokens were in the KV cache already."""
         return sum(turn.cached_tokens for turn in self.turns)
 
     @property
@@ -69,52 +91,15 @@ class Usage:
 
     @property
     def generated_tokens(self) -> int:
-        """Tokens that it has generated."""
+        """Tokens that the model has generated."""
         return sum(turn.generated_tokens for turn in self.turns)
 
     @property
     def prefill_seconds(self) -> float:
-        """Time that prompts took."""
+        """Time until the first tokens of all replies."""
         return sum(turn.prefill_seconds for turn in self.turns)
 
     @property
     def decode_seconds(self) -> float:
-        """Time that replies took, from their first tokens on."""
+        """Time from the first tokens of all replies to their last."""
         return sum(turn.decode_seconds for turn in self.turns)
-
-    def to_json(self) -> str:
-        """What was spent, as JSON; marks are what there is now, and left out."""
-        turns = [dataclasses.asdict(turn) for turn in self.turns]
-        return json.dumps({"turns": turns, **{name: getattr(self, name) for name in _COUNTS}})
-
-    @classmethod
-    def from_json(cls, text: str) -> Usage:
-        """The usage that a text tells.
-
-        Raises:
-            ValueError: It tells none.
-        """
-        entry = read_object(text)
-        try:
-            turns = tuple(TurnUsage(**turn) for turn in entry.get("turns", ()))
-        except TypeError as error:
-            raise ValueError("its turns are not of the form they should have") from error
-        counts = {name: entry.get(name, 0) for name in _COUNTS}
-        spent = [dataclasses.astuple(turn) for turn in turns]
-        tokens = [*counts.values(), *(number for turn in spent for number in turn[:_TOKENS])]
-        seconds = [number for turn in spent for number in turn[_TOKENS:]]
-        # True is an int to Python; NaN is neither more nor less than anything.
-        sound = all(type(number) is int for number in tokens) and all(
-            type(number) in (int, float) and 0 <= number <= _LARGEST
-            for number in (*tokens, *seconds)
-        )
-        if not sound:
-            raise ValueError("it counts what can't be counted")
-        return cls(turns, **counts)
-
-
-_COUNTS = ("prewarmed_tokens", "settled_tokens", "proposed_tokens", "accepted_tokens")
-# How many of a turn's fields, the first ones, count tokens.
-_TOKENS = 4
-# Sums of more may be none that a float can hold.
-_LARGEST = 2**53

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segue import ConfigurationError, GenerationConfig
+from segue import CacheConfig, ConfigurationError, GenerationConfig
 
 WRONG = {
     "max_tokens": [-1, 1.5, "3", None, True, 2**31],
@@ -33,33 +33,44 @@ WRONG = {
     "seed": [-1, 1.5, 2**64],
     "logprobs": [-1, 1.0, True],
     "prefill_step_size": [0, -1, 2.5],
+    "num_draft_tokens": [-1, 65, 1.5, True],
+    "logits_processors": [[3], 3, lambda tokens, logits: logits],
+}
+
+WRONG_CACHES = {
     "kv_bits": [0, 1, 7, 16, "8", True, 4.0],
     "kv_group_size": [0, 16, 48, None],
     "quantized_kv_start": [-1, 0.5],
-    "max_marks": [-1, 1.5, True, None],
-    "max_mark_bytes": [-1, 0.5, None, 2**63],
+    "max_checkpoints": [-1, 1.5, True, None],
+    "max_checkpoint_bytes": [-1, 0.5, None, 2**63],
     "max_kv_size": [0, 7, 64.0],
-    "logits_processors": [[3], 3, lambda tokens, logits: logits],
 }
 
 
 def test_every_field_has_wrong_values_to_try():
     assert set(WRONG) == {field.name for field in dataclasses.fields(GenerationConfig)}
+    assert set(WRONG_CACHES) == {field.name for field in dataclasses.fields(CacheConfig)}
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in WRONG.items() for value in values]
+    ("make", "name", "value"),
+    [
+        (make, name, value)
+        for make, wrong in ((GenerationConfig, WRONG), (CacheConfig, WRONG_CACHES))
+        for name, values in wrong.items()
+        for value in values
+    ],
 )
-def test_out_of_range_values_are_refused(name, value):
+def test_out_of_range_values_are_refused(make, name, value):
     with pytest.raises(ConfigurationError) as raised:
-        GenerationConfig(**{name: value})
+        make(**{name: value})
     assert name in str(raised.value) or name == "stop"
     assert raised.value.remedy
 
 
 def test_a_quantized_cache_of_bounded_size_is_refused():
     with pytest.raises(ConfigurationError, match="kv_bits and max_kv_size"):
-        GenerationConfig(kv_bits=8, max_kv_size=64)
+        CacheConfig(kv_bits=8, max_kv_size=64)
 
 
 def test_defaults():
@@ -67,9 +78,11 @@ def test_defaults():
     assert config.max_tokens == 256
     assert config.temperature == 0.0
     assert config.prefill_step_size == 2048
-    assert config.kv_bits is None
-    assert config.max_kv_size is None
+    assert config.num_draft_tokens == 5
     assert config.stop == ()
+    cache = CacheConfig()
+    assert cache.kv_bits is None
+    assert cache.max_kv_size is None
 
 
 def test_it_is_immutable_and_copies_what_it_is_given():
@@ -104,12 +117,9 @@ def test_it_can_be_copied_pickled_and_replaced(config):
     assert hash(config) == hash(copy.deepcopy(config))
 
 
-def test_settings_that_shape_the_cache():
-    base = GenerationConfig().cache_settings
-    assert GenerationConfig(temperature=1.0, kv_group_size=32).cache_settings == base
+def test_the_kind_of_a_cache():
+    base = CacheConfig().kind
+    assert CacheConfig(max_checkpoints=1, kv_group_size=32).kind == base
     for changed in ({"kv_bits": 8}, {"max_kv_size": 64}):
-        assert GenerationConfig(**changed).cache_settings != base
-    assert (
-        GenerationConfig(kv_bits=8, kv_group_size=32).cache_settings
-        != GenerationConfig(kv_bits=8).cache_settings
-    )
+        assert CacheConfig(**changed).kind != base
+    assert CacheConfig(kv_bits=8, kv_group_size=32).kind != CacheConfig(kv_bits=8).kind
