@@ -1,17 +1,15 @@
-"""How a reply is generated."""
+"""Settings: of a reply, and of a session's KV cache."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: public names carry `segue` as their module, and
+# typing.get_type_hints would not find there what strings name.
 
+import dataclasses
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
 from .errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from .engine import Engine
-
-PROMPT_LOOKUP = "prompt-lookup"
 
 LogitsProcessor = Callable[[Any, Any], Any]
 """``(tokens, logits) -> logits``, in the engine's own arrays, as in mlx-lm.
@@ -22,11 +20,11 @@ LogitsProcessor = Callable[[Any, Any], Any]
 
 KV_BITS = (2, 3, 4, 5, 6, 8)
 KV_GROUP_SIZES = (32, 64, 128)
-# A bounded cache always keeps its first four tokens, and needs room beside them.
+# A bounded cache always keeps its first four tokens, and needs space beside them.
 SMALLEST_KV_SIZE = 8
 # Beyond this, no draft is right often enough to pay for what it makes the model read.
 MOST_DRAFT_TOKENS = 64
-# MLX takes sizes as 32-bit integers, and logits overflow long before their type does.
+# Engines take sizes as 32-bit integers, and logits overflow long before their type does.
 LARGEST_INT = 2**31 - 1
 LARGEST = 1e9
 
@@ -35,80 +33,70 @@ LARGEST = 1e9
 class GenerationConfig:
     """Settings of a reply; immutable (``dataclasses.replace`` makes a changed one).
 
-    Names and meanings are mlx-lm's wherever it has them.
+    Names and meanings are mlx-lm's wherever it has them. Every field may also be given to one
+    reply: ``session.stream("Hello", temperature=1.0)``.
 
-    Args:
-        max_tokens: The most tokens a reply may have; 0 reads the prompt and records an empty reply.
-        temperature: 0 takes the likeliest token; higher samples more freely.
-        top_p: Sample from the likeliest tokens that together hold this probability (nucleus
-            sampling, Holtzman et al. 2020). 0 and 1 turn it off.
-        min_p: Drop tokens below this share of the likeliest one's probability (Nguyen et al. 2024).
-        min_tokens_to_keep: How many tokens `min_p` always leaves.
-        top_k: Sample from this many of the likeliest tokens; 0 turns it off.
-        xtc_probability: How often, per token, the likeliest candidates are excluded (XTC).
-        xtc_threshold: The probability above which XTC excludes all candidates but the last; 0 to
-            0.5.
-        repetition_penalty: Divide the logits of tokens seen lately by this (Keskar et al. 2019);
-            1 changes nothing.
-        repetition_context_size: How many of the conversation's last tokens count as "lately".
-        presence_penalty: Subtract this from the logits of tokens seen lately.
-        presence_context_size: Its window, in tokens.
-        frequency_penalty: Subtract this for each time that a token was seen lately.
-        frequency_context_size: Its window, in tokens.
-        logit_bias: Added to the logits of these token ids.
-        stop: Strings (or one string) that end the reply where they appear; not part of it.
-        seed: Makes sampling repeatable: each turn starts from it, so the same prompt gets the same
-            reply. ``None`` draws from the engine's own random state.
-        logprobs: How many of the likeliest tokens each response reports; 0 reports none.
-        prefill_step_size: How many prompt tokens are fed at a time.
-        kv_bits: Quantize the KV cache to this many bits (2, 3, 4, 5, 6 or 8); ``None`` keeps it
-            whole.
-        kv_group_size: Values that share a scale in a quantized cache: 32, 64 or 128.
-        quantized_kv_start: Tokens the cache holds before quantizing begins.
-        max_kv_size: Keep at most this many tokens in the cache (those of the instructions, and the
-            latest); 8 or more, not together with `kv_bits`. ``None`` keeps all. Refused where all
-            layers bring bounded caches of their own.
-        max_marks: How many places a cache that can't be trimmed (a sliding window past its size, a
-            recurrent state) can come back to; 0 for none.
-        max_mark_bytes: The most memory that those may take, in bytes.
-        logits_processors: More processors, applied after penalties and bias. Each turn works on
-            deep copies of them, so what an object gathers in one turn never reaches the next.
-            (Python copies no functions: one that gathers state in a closure keeps it.)
+    >>> import segue
+    >>> segue.GenerationConfig(temperature=0.7, stop="END").stop
+    ('END',)
 
     Raises:
-        ConfigurationError: A value is out of its range or of the wrong type.
+        ConfigurationError: if a value is out of its range or of the wrong type.
     """
 
     max_tokens: int = 256
+    """The most tokens a reply may have; 0 reads the prompt and records an empty reply."""
     temperature: float = 0.0
+    """0 takes the likeliest token; higher samples more freely."""
     top_p: float = 1.0
+    """Sample from the likeliest tokens that together hold this probability (nucleus sampling,
+    Holtzman et al. 2020). 0 and 1 turn it off."""
     min_p: float = 0.0
+    """Drop tokens below this share of the likeliest one's probability (Nguyen et al. 2024)."""
     min_tokens_to_keep: int = 1
+    """How many tokens `min_p` always leaves."""
     top_k: int = 0
+    """Sample from this many of the likeliest tokens; 0 turns it off."""
     xtc_probability: float = 0.0
+    """How often, per token, the likeliest candidates are excluded (XTC)."""
     xtc_threshold: float = 0.1
+    """The probability above which XTC excludes all candidates but the last; 0 to 0.5."""
     repetition_penalty: float | None = None
+    """Divide the logits of recent tokens by this (Keskar et al. 2019); 1 changes nothing."""
     repetition_context_size: int = 20
+    """How many of the conversation's last tokens are recent to `repetition_penalty`."""
     presence_penalty: float | None = None
+    """Subtract this from the logits of recent tokens."""
     presence_context_size: int = 20
+    """How many of the conversation's last tokens are recent to `presence_penalty`."""
     frequency_penalty: float | None = None
+    """Subtract this from a token's logit for each time that it was generated or read recently."""
     frequency_context_size: int = 20
+    """How many of the conversation's last tokens are recent to `frequency_penalty`."""
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
-    stop: tuple[str, ...] = ()
+    """Added to the logits of these token ids."""
+    stop: str | Iterable[str] = ()
+    """Strings (or one string) that end the reply where they appear; they are not part of it. Read
+    it as a tuple."""
     seed: int | None = None
+    """Makes sampling repeatable: each turn starts from it, so the same prompt gets the same reply.
+    ``None`` draws from the engine's own random state."""
     logprobs: int = 0
+    """How many of the likeliest tokens each response reports; 0 reports none."""
     prefill_step_size: int = 2048
-    kv_bits: int | None = None
-    kv_group_size: int = 64
-    quantized_kv_start: int = 5000
-    max_kv_size: int | None = None
-    max_marks: int = 8
-    max_mark_bytes: int = 2**30
-    logits_processors: tuple[LogitsProcessor, ...] = ()
+    """How many prompt tokens are fed at a time."""
+    num_draft_tokens: int = 5
+    """The most tokens that a session's draft proposes at a time, up to 64; 0 drafts none. Without a
+    draft, it has no effect."""
+    logits_processors: Iterable[LogitsProcessor] = ()
+    """More processors, applied after penalties and bias. Each turn works on deep copies of them, so
+    what an object gathers in one turn never reaches the next. (Python copies no functions: one that
+    gathers state in a closure keeps it.) Read it as a tuple."""
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "top_k", "logprobs", "quantized_kv_start"):
+        for name in ("max_tokens", "top_k", "logprobs"):
             _check_int(name, getattr(self, name), least=0)
+        _check_int("num_draft_tokens", self.num_draft_tokens, least=0, most=MOST_DRAFT_TOKENS)
         for name in (  # sizes of slices
             "min_tokens_to_keep",
             "repetition_context_size",
@@ -117,10 +105,6 @@ class GenerationConfig:
             "prefill_step_size",
         ):
             _check_int(name, getattr(self, name), least=1)
-        if self.max_kv_size is not None:
-            _check_int("max_kv_size", self.max_kv_size, least=SMALLEST_KV_SIZE)
-        _check_int("max_marks", self.max_marks, least=0)
-        _check_int("max_mark_bytes", self.max_mark_bytes, least=0, most=2**63 - 1)
         if self.seed is not None:
             _check_int("seed", self.seed, least=0, most=2**64 - 1)
         _check_float("temperature", self.temperature, least=0.0, most=LARGEST)
@@ -132,85 +116,181 @@ class GenerationConfig:
                 _check_float(name, getattr(self, name), least=-LARGEST, most=LARGEST)
         if self.repetition_penalty is not None:
             _check_float("repetition_penalty", self.repetition_penalty, least=1e-6, most=1e6)
+        # The dataclass is frozen: normalized fields go in through the base class.
+        object.__setattr__(self, "stop", _stop_strings(self.stop))
+        object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
+        object.__setattr__(self, "logits_processors", _processors(self.logits_processors))
+
+
+class GenerationOverrides(TypedDict, total=False):
+    """Settings of one reply, as keywords: the fields of `GenerationConfig`."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    min_p: float
+    min_tokens_to_keep: int
+    top_k: int
+    xtc_probability: float
+    xtc_threshold: float
+    repetition_penalty: float | None
+    repetition_context_size: int
+    presence_penalty: float | None
+    presence_context_size: int
+    frequency_penalty: float | None
+    frequency_context_size: int
+    logit_bias: Mapping[int, float]
+    stop: str | Iterable[str]
+    seed: int | None
+    logprobs: int
+    prefill_step_size: int
+    num_draft_tokens: int
+    logits_processors: Iterable[LogitsProcessor]
+
+
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Settings of a session's KV cache, fixed for the session's life.
+
+    Engines differ in what they can do; `ChatSession` refuses what its engine can't.
+
+    >>> import segue
+    >>> segue.CacheConfig(kv_bits=8).kv_group_size
+    64
+
+    Raises:
+        ConfigurationError: if a value is out of its range, of the wrong type, or contradicts
+            another.
+    """
+
+    kv_bits: int | None = None
+    """Quantize the KV cache to this many bits (2, 3, 4, 5, 6 or 8); ``None`` leaves it as it is."""
+    kv_group_size: int = 64
+    """How many values share a scale in a quantized cache: 32, 64 or 128."""
+    quantized_kv_start: int = 5000
+    """How many tokens the cache holds before quantizing begins."""
+    max_kv_size: int | None = None
+    """Keep at most this many tokens in the cache (those of the instructions, and the latest); 8 or
+    more, not together with `kv_bits`. ``None`` keeps all. Refused where all layers bring bounded
+    caches of their own."""
+    max_checkpoints: int = 8
+    """How many checkpoints a cache that can't be trimmed (a sliding window past its size, a
+    recurrent state) keeps; 0 for none."""
+    max_checkpoint_bytes: int = 2**30
+    """The most memory that checkpoints may use, in bytes."""
+
+    def __post_init__(self) -> None:
+        for name in ("quantized_kv_start", "max_checkpoints"):
+            _check_int(name, getattr(self, name), least=0)
+        _check_int("max_checkpoint_bytes", self.max_checkpoint_bytes, least=0, most=2**63 - 1)
+        if self.max_kv_size is not None:
+            _check_int("max_kv_size", self.max_kv_size, least=SMALLEST_KV_SIZE)
         if self.kv_bits is not None:
             _check_choice("kv_bits", self.kv_bits, KV_BITS)
         _check_choice("kv_group_size", self.kv_group_size, KV_GROUP_SIZES)
         if self.kv_bits is not None and self.max_kv_size is not None:
             raise ConfigurationError(
-                "kv_bits and max_kv_size can't go together: mlx-lm does not quantize a cache of "
-                "bounded size.",
+                "kv_bits and max_kv_size can't go together: a cache of bounded size is not "
+                "quantized.",
                 remedy="Set one of the two.",
             )
-        object.__setattr__(self, "stop", _stop_strings(self.stop))
-        object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
-        object.__setattr__(self, "logits_processors", _processors(self.logits_processors))
 
     @property
-    def cache_settings(self) -> tuple[int | None, ...]:
-        """What shapes the KV cache: a cache made under one value serves no other."""
+    def kind(self) -> tuple[int | None, ...]:
+        """The settings that shape the cache: a cache made under one value serves no other."""
         quantized = (self.kv_bits, self.kv_group_size, self.quantized_kv_start)
         return (self.max_kv_size, *(quantized if self.kv_bits is not None else ()))
 
 
-@dataclass(frozen=True, slots=True)
-class SpeculativeDecodingConfig:
-    """Decode faster: a draft proposes tokens, and the model checks several in one forward pass.
-
-    What is said stays what the model alone would have said: the same tokens where the likeliest
-    one is taken, and the same distribution where they are sampled (rejection sampling, Leviathan
-    et al. 2023, "Fast Inference from Transformers via Speculative Decoding"). A draft that does
-    not pay, by the clock, is left out until it is tried again, ever more rarely.
-
-    Args:
-        draft: ``"prompt-lookup"`` proposes what followed the same tokens earlier in the
-            conversation (Saxena 2023), at no cost in memory; an engine proposes with its own
-            model, which must have the same vocabulary.
-        num_draft_tokens: The most tokens proposed at a time, 1 to 64.
+def with_overrides(config: GenerationConfig, overrides: Mapping[str, Any]) -> GenerationConfig:
+    """Return settings with some of them replaced.
 
     Raises:
-        ConfigurationError: A value is out of its range or of the wrong type.
+        ConfigurationError: if there is no such setting, or its value is refused.
     """
-
-    draft: Engine | str
-    num_draft_tokens: int = 5
-
-    def __post_init__(self) -> None:
-        named = isinstance(self.draft, str) and self.draft == PROMPT_LOOKUP
-        # A class has methods, too, but no tokenizer yet.
-        if not named and not (hasattr(self.draft, "context") and hasattr(self.draft, "tokenizer")):
+    names = [field.name for field in dataclasses.fields(GenerationConfig)]
+    for name in overrides:
+        if name not in names:
             raise ConfigurationError(
-                f"{self.draft!r} is no draft.",
-                remedy=f"Pass {PROMPT_LOOKUP!r} or an engine, such as segue.load(...) returns.",
+                f"A reply has no setting {name!r}.", remedy=_near_name(name, names)
             )
-        _check_int("num_draft_tokens", self.num_draft_tokens, least=1, most=MOST_DRAFT_TOKENS)
+    return dataclasses.replace(config, **overrides) if overrides else config
+
+
+def check_generation(generation: object) -> GenerationConfig:
+    """Return the argument if it is a GenerationConfig.
+
+    Raises:
+        ConfigurationError: if it isn't.
+    """
+    if isinstance(generation, GenerationConfig):
+        return generation
+    raise ConfigurationError(
+        f"generation must be a GenerationConfig, not {type(generation).__name__}.",
+        remedy="Build one: GenerationConfig(max_tokens=..., temperature=...).",
+    )
+
+
+def check_cache(cache: object) -> CacheConfig:
+    """Return the argument if it is a CacheConfig.
+
+    Raises:
+        ConfigurationError: if it isn't.
+    """
+    if isinstance(cache, CacheConfig):
+        return cache
+    raise ConfigurationError(
+        f"cache must be a CacheConfig, not {type(cache).__name__}.",
+        remedy="Build one: CacheConfig(kv_bits=...). What segue.load_prompt_cache returns goes "
+        "into prompt_cache=.",
+    )
+
+
+def _near_name(name: str, names: list[str]) -> str:
+    cache_names = [field.name for field in dataclasses.fields(CacheConfig)]
+    if name in cache_names:
+        return "It belongs to the session's cache: ChatSession(engine, cache=CacheConfig(...))."
+    near = difflib.get_close_matches(name, names, n=1)
+    return (
+        f"Did you mean {near[0]}?"
+        if near
+        else "Use fields of GenerationConfig, such as temperature or seed."
+    )
 
 
 def _check_int(name: str, value: object, *, least: int, most: int = LARGEST_INT) -> None:
     bound = f"{least} or more" if most == LARGEST_INT else f"from {least} to {most}"
     if not isinstance(value, int) or isinstance(value, bool):
         raise ConfigurationError(
-            f"{name} is a whole number, not {value!r}.", remedy=f"Use an int, {bound}."
+            f"{name} must be a whole number, not {value!r}.", remedy=f"Use an int, {bound}."
         )
     if not least <= value <= most:
-        raise ConfigurationError(f"{name}={value} is out of range.", remedy=f"Use {bound}.")
+        raise _out_of_range(name, bound, value)
 
 
 def _check_float(name: str, value: object, *, least: float, most: float) -> None:
     # Whole numbers may be too large to be looked at as floats; NaN lies between no bounds.
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise ConfigurationError(
-            f"{name} is a number, not {value!r}.", remedy=f"Pass {name} as a float."
+            f"{name} must be a number, not {value!r}.", remedy=f"Pass {name} as a float."
         )
     if not least <= value <= most:
         bound = f"from {least:g} to {most:g}" if most < LARGEST else f"{least:g} or more"
-        raise ConfigurationError(f"{name}={value} is beyond its bounds.", remedy=f"Use {bound}.")
+        raise _out_of_range(name, bound, value)
+
+
+def _out_of_range(name: str, bound: str, value: float) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name} must be {bound}, not {value}.",
+        remedy="Pass another number, or leave it out for its default.",
+    )
 
 
 def _check_choice(name: str, value: object, choices: tuple[int, ...]) -> None:
     if type(value) is not int or value not in choices:
         raise ConfigurationError(
-            f"{name}={value!r} is not possible.",
-            remedy=f"Use one of {', '.join(map(str, choices))}.",
+            f"{name} must be one of {', '.join(map(str, choices))}, not {value!r}.",
+            remedy="Pass one of those, or leave it out for its default.",
         )
 
 
@@ -218,13 +298,15 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
     strings = (stop,) if isinstance(stop, str) else stop
     if not isinstance(strings, Iterable):
         raise ConfigurationError(
-            f"stop holds strings, not {stop!r}.", remedy="Pass a string or a list of strings."
+            f"stop must be a string or a list of strings, not {stop!r}.",
+            remedy='Pass stop=["..."], or leave it out.',
         )
     strings = tuple(strings)
     for string in strings:
         if not isinstance(string, str) or not string:
             raise ConfigurationError(
-                f"{string!r} can't be a stop string.", remedy="Use strings that are not empty."
+                f"A stop string must be text that isn't empty, not {string!r}.",
+                remedy="Use strings that are not empty.",
             )
     return strings
 
@@ -232,7 +314,7 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
 def _logit_bias(bias: object) -> dict[int, float]:
     if not isinstance(bias, Mapping):
         raise ConfigurationError(
-            f"logit_bias maps token ids to numbers; it is not {bias!r}.",
+            f"logit_bias must map token ids to numbers, not be {bias!r}.",
             remedy="Pass a dict such as {42: -5.0}.",
         )
     for token, value in bias.items():
@@ -244,14 +326,14 @@ def _logit_bias(bias: object) -> dict[int, float]:
 def _processors(processors: object) -> tuple[LogitsProcessor, ...]:
     if callable(processors) or not isinstance(processors, Iterable):
         raise ConfigurationError(
-            f"logits_processors is a sequence of callables, not {processors!r}.",
+            f"logits_processors must be a sequence of callables, not {processors!r}.",
             remedy="Pass a list, even for a single processor.",
         )
     checked = tuple(processors)
     for processor in checked:
         if not callable(processor):
             raise ConfigurationError(
-                f"logits_processors holds {processor!r}, which is not callable.",
+                f"logits_processors must hold callables, not {processor!r}.",
                 remedy="Use callables (tokens, logits) -> logits.",
             )
     return checked
