@@ -1,7 +1,22 @@
-"""What a session needs of a model: the seam that engines plug into.
+"""The seam that engines plug into: what a session needs of a model.
 
-An engine implements these protocols and imports nothing of the session; the session imports no
-engine.
+An engine implements `Engine` and `Context`, which are small: a tokenizer, a fingerprint, and a
+context that runs a request, rewinds as far as it can, and reports how many tokens it holds. What
+else an engine may be able to do is a protocol of its own, a *capability*, which a session asks for
+with ``isinstance``:
+
+=====================  ============================================================
+`Checkpoints`          a context that rewinds to checkpoints where it can't be trimmed
+`Forks`                a context that can be copied
+`Drafts`               a context that decodes faster with a draft
+`Stores`               a context whose state goes into files and comes back
+`StoresPrompts`        an engine that reads the files of such contexts
+`ReportsMemory`        a context that reports how much memory its engine has used
+`ProcessesLogits`      a context that calls `GenerationConfig.logits_processors`
+=====================  ============================================================
+
+A session works with the core alone; what an engine lacks is refused with UnsupportedFeatureError,
+which names engine and feature. An engine imports no session, and the session imports no engine.
 """
 
 from __future__ import annotations
@@ -10,26 +25,35 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from .config import GenerationConfig, SpeculativeDecodingConfig
-from .errors import ConfigurationError
+from .config import CacheConfig, GenerationConfig
 
 PrefillProgress = Callable[[int, int], None]
 """``(tokens fed so far, tokens to feed)``, called before, between and after prefill's chunks."""
 
-
-def check_progress(callback: PrefillProgress | None) -> None:
-    """Refuse what can't be called.
-
-    Raises:
-        ConfigurationError: It can't.
-    """
-    if callback is not None and not callable(callback):
-        raise ConfigurationError(
-            f"{callback!r} can't be told about progress: it is not callable.",
-            remedy="Pass a function of (tokens fed, tokens to feed).",
-        )
+__all__ = [
+    "Acceptance",
+    "CheckpointReport",
+    "Checkpoints",
+    "Context",
+    "Detokenizer",
+    "Diagnosis",
+    "Drafts",
+    "Engine",
+    "Forks",
+    "PrefillProgress",
+    "ProcessesLogits",
+    "ReportsMemory",
+    "Request",
+    "Step",
+    "StoredCache",
+    "StoredState",
+    "StoredTensor",
+    "Stores",
+    "StoresPrompts",
+    "Tokenizer",
+]
 
 
 class Step(NamedTuple):
@@ -39,43 +63,63 @@ class Step(NamedTuple):
     logprobs: Mapping[int, float] | None = None
     """See `GenerationResponse.logprobs`."""
     from_draft: bool = False
+    """True if a draft proposed the token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt to read, and how to reply to it."""
+
+    ids: Sequence[int]
+    """The whole prompt after an opaque prefix. The context must hold exactly the first of these
+    ids, and at least one must be new."""
+    config: GenerationConfig
+    """Settings of the reply. With `max_tokens` 0, the whole prompt is fed and nothing is said."""
+    progress: PrefillProgress | None = None
+    """Called as prefill advances."""
+    ends: AbstractSet[int] = frozenset()
+    """Ids that end a reply. A context may stop after one of them, and need not: whoever reads the
+    steps stops there anyway."""
+    checkpoints: Sequence[int] = ()
+    """How many leading ids to be able to rewind to, as far as the cache's settings bound
+    checkpoints. A context that rewinds to any offset needs none."""
+    pinned: int = 0
+    """How many leading ids a cache of bounded size must never drop. They can't be chosen anew once
+    it has dropped any."""
 
 
 class Acceptance(NamedTuple):
-    """What became of the tokens that a draft proposed."""
+    """The tokens that a draft proposed, and those that the model accepted."""
 
     proposed: int = 0
     accepted: int = 0
 
 
-class Marks(NamedTuple):
-    """The places that a context can come back to although its layers can't be trimmed."""
+class CheckpointReport(NamedTuple):
+    """The checkpoints that a context has."""
 
     offsets: tuple[int, ...] = ()
-    """How many tokens each stands behind, ascending."""
+    """How many tokens were cached at each, ascending."""
     nbytes: int = 0
-    """What they hold in memory, together."""
+    """Memory that all of them use, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredCache:
-    """A KV cache out of a file, whole and checked, for one engine's contexts.
-
-    Args:
-        layers: The engine's own; never changed, any number of contexts may start from it.
-        offset: How many tokens it holds; ``None`` where the layers don't count (recurrent models).
-        metadata: What `Context.save` was given, and what else the file says.
-        kv_bits: The bits it is quantized to; ``None`` if it is not.
-        kv_group_size: The group size of that.
-        max_kv_size: The most tokens it keeps; ``None`` if all.
-    """
+    """A KV cache out of a file, whole and checked, for one engine's contexts."""
 
     layers: Any
+    """The engine's own form; never changed, any number of contexts may start from it."""
     offset: int | None
+    """How many tokens it holds; ``None`` where the layers don't count (recurrent models)."""
     metadata: Mapping[str, str]
+    """The metadata that `Stores.save` was given, and what else the file carries."""
     kv_bits: int | None = None
+    """The bits it is quantized to; ``None`` if it isn't."""
     kv_group_size: int | None = None
+    """The group size of the quantization."""
     max_kv_size: int | None = None
+    """The most tokens it keeps; ``None`` if all."""
 
 
 class StoredTensor(NamedTuple):
@@ -89,27 +133,31 @@ class StoredTensor(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class StoredPart:
-    """A part of what a context holds, as a session file keeps it; the engine's own form.
-
-    Args:
-        values: What is no array: strings, numbers, lists and dicts, as JSON has them.
-        tensors: The arrays, by names of the engine's choice.
-    """
+class StoredState:
+    """One section of a context's state, as a session file keeps it; the engine's own form."""
 
     values: Mapping[str, Any]
+    """Everything but arrays: strings, numbers, lists and dicts, as in JSON."""
     tensors: Mapping[str, StoredTensor]
+    """The arrays, by names of the engine's choice."""
+
+
+class Diagnosis(NamedTuple):
+    """An engine's findings on this machine: names and values, and advice in sentences."""
+
+    facts: list[tuple[str, str]]
+    advice: list[str]
 
 
 class Detokenizer(Protocol):
     """Turns the tokens of one reply into text as they come, never splitting a character."""
 
     def add(self, token: int) -> str:
-        """The text that this token made readable; empty while a character is incomplete."""
+        """Return the text that this token made readable; empty while a character is incomplete."""
         ...
 
     def finish(self) -> str:
-        """The text still withheld. The detokenizer is used up."""
+        """Return the text still withheld. The detokenizer is used up."""
         ...
 
 
@@ -128,7 +176,7 @@ class Tokenizer(Protocol):
 
     @property
     def reasoning_tags(self) -> tuple[str, str] | None:
-        """What the model writes before and behind its reasoning; ``None`` if it marks none."""
+        """The tags before and after the model's reasoning; ``None`` if it writes none."""
         ...
 
     def render(
@@ -138,151 +186,201 @@ class Tokenizer(Protocol):
         add_generation_prompt: bool,
         template_kwargs: Mapping[str, Any],
     ) -> str:
-        """The conversation as the model's chat template writes it.
+        """Return the conversation as the model's chat template writes it.
 
         Raises:
-            TemplateError: The template refused the messages or broke on them.
+            TemplateError: if the template refuses the messages or breaks on them.
         """
         ...
 
     def encode(self, text: str) -> Sequence[int]:
-        """The ids of rendered text; none are added (the template writes its own BOS)."""
+        """Return the ids of rendered text; none are added (the template writes its own BOS)."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text that ids spell: special tokens written out, white space left alone."""
+        """Return the text that ids spell: special tokens written out, white space left alone."""
         ...
 
     def detokenizer(self) -> Detokenizer:
-        """A fresh one, for one reply."""
+        """Return a fresh one, for one reply."""
         ...
 
 
 class Context(Protocol):
-    """The KV state of one conversation; owned by one session.
+    """The KV state of one conversation, owned by one session: the core of every engine.
 
-    Its `offset` is counted from the tokens it was fed, and is right whenever no call is running:
-    also while a generator is suspended, after one was closed, and after one raised.
+    `offset` is right whenever no call is running: also while a generator is suspended, after one
+    was closed, and after one raised. Between calls it may shrink, where an engine shares its memory
+    among contexts, but never within one.
     """
 
     @property
     def offset(self) -> int:
-        """How many tokens the KV cache holds, the prefix included."""
+        """How many tokens are cached, an opaque prefix included.
+
+        Where the engine owns its cache (a server), this is what it was sent and should still have.
+        """
         ...
 
     @property
-    def prefix(self) -> int:
-        """How many of these are an opaque prefix: nobody told their ids, and they always stay."""
+    def reused(self) -> int | None:
+        """How many tokens of the latest request's prompt the engine did not compute again.
+
+        ``None`` if the engine did not report it, or not yet: then `offset` before the request is
+        the best guess.
+        """
         ...
 
-    @property
-    def acceptance(self) -> Acceptance:
-        """What became of the draft's proposals so far."""
-        ...
-
-    @property
-    def marks(self) -> Marks:
-        """The places that it can come back to, besides any offset where it can be trimmed."""
-        ...
-
-    @property
-    def wants_marks(self) -> bool:
-        """Whether it can come back to marks alone, now or once it has grown."""
-        ...
-
-    @property
-    def peak_memory(self) -> int:
-        """The most memory the engine has held so far, in bytes."""
-        ...
-
-    def generate(
-        self,
-        ids: Sequence[int],
-        config: GenerationConfig,
-        progress: PrefillProgress | None = None,
-        *,
-        marks: Sequence[int] = (),
-        pinned: int = 0,
-    ) -> Generator[Step, None, None]:
+    def run(self, request: Request) -> Generator[Step, None, None]:
         """Prefill what the cache lacks of a prompt, then decode.
 
-        Checks `config` at once and changes nothing before the first step is asked for. Then feeds
-        ``ids[offset - prefix:]`` in chunks of `config.prefill_step_size` and yields
-        `config.max_tokens` steps, eos or not: whoever consumes it decides when to close it. At
-        every yield the cache holds the prompt and every token yielded, the last one included. With
-        no tokens to generate, the whole prompt is fed all the same.
+        Checks the request at once, and changes nothing before the first step is asked for. Then
+        feeds the rest of the prompt and yields at most `max_tokens` steps. At every yield the cache
+        holds the prompt and every token yielded, but perhaps the newest; `offset` counts them.
 
-        A failure of the forward pass leaves the context empty but for its prefix; one of
-        `progress` or of a draft, and an interrupt, leave it holding what the last chunk or yield
-        left.
-
-        Args:
-            ids: The whole prompt behind the prefix, at least one id longer than what the cache
-                holds of it; the cache must hold exactly ``ids[:offset - prefix]`` there.
-            config: Settings of this reply.
-            progress: Called as prefill goes on.
-            marks: How many leading ids to be able to come back to, as far as `config` bounds marks
-                and the prompt is fed here; where any offset will do, they are not needed.
-            pinned: How many leading ids a cache of bounded size is never to drop; they can't be
-                chosen anew once it has dropped any.
+        A failure of the forward pass leaves the context empty but for an opaque prefix; a failure
+        of `Request.progress` or of a draft, and an interrupt, leave it holding what the last chunk
+        or yield left.
 
         Raises:
-            ConfigurationError: This model can't do what `config` asks.
-            GenerationError: The model, its draft or its runtime failed.
+            ConfigurationError: if the engine can't do what the request asks.
+            GenerationError: if the model, its draft or its runtime failed.
         """
         ...
 
     def rewind(self, offset: int) -> int:
-        """Go back to at most `offset` tokens, and never beyond the prefix.
+        """Go back to at most `offset` tokens, and never into an opaque prefix.
 
-        Drops the newest tokens; where a layer can't drop just those, it goes back to the newest
-        mark at or before `offset`, or to the prefix.
+        Drops the newest tokens. Where a layer can't drop just those, the context goes back to the
+        newest checkpoint at or before `offset`, or to the prefix.
 
         Returns:
-            The offset really reached, which may be smaller (the prefix when all had to go).
+            The offset reached, which may be smaller (the prefix if everything had to go).
         """
         ...
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """Write the KV cache to a file that `Engine.load_cache` reads; atomic.
-
-        Raises:
-            PromptCacheError: The cache holds nothing, or the file can't be written.
-        """
+    def close(self) -> None:
+        """Free what the context holds. Nothing runs on it again; a suspended run may be closed."""
         ...
+
+
+@runtime_checkable
+class Checkpoints(Protocol):
+    """A context that may only be able to rewind to checkpoints."""
+
+    @property
+    def checkpoints(self) -> CheckpointReport:
+        """The checkpoints to rewind to, besides any offset where the context can be trimmed."""
+        ...
+
+    @property
+    def wants_checkpoints(self) -> bool:
+        """True if the context can rewind to checkpoints alone, now or once it is long enough."""
+        ...
+
+
+@runtime_checkable
+class Forks(Protocol):
+    """A context that can be copied."""
 
     def fork(self) -> Context:
-        """Another context that holds the same, marks and draft included.
+        """Return another context that holds the same, checkpoints and draft included.
 
         Nothing is copied before one of the two changes.
         """
         ...
 
-    def parts(self) -> Mapping[str, StoredPart]:
-        """What it holds, in parts that a file keeps each by itself; changes nothing.
 
-        ``"cache"`` is all that was fed. Beside it, where there are such: ``"marks"``, ``"draft"``
-        (what a draft has read), and ``"prefix"``, an opaque prefix alone. Empty as long as nothing
-        was fed.
+@runtime_checkable
+class Drafts(Protocol):
+    """A context that can decode with a draft."""
+
+    @property
+    def acceptance(self) -> Acceptance:
+        """The draft's proposals so far, and those accepted; all zero without a draft."""
+        ...
+
+    def draft_with(self, draft: Engine | Literal["prompt-lookup"]) -> None:
+        """Use a draft in all requests; called once, before the first.
 
         Raises:
-            PromptCacheError: Files have no form for this kind of cache.
+            ConfigurationError: if this draft can't draft for this engine.
         """
         ...
 
-    def restore(self, parts: Mapping[str, StoredPart]) -> Mapping[str, str]:
-        """Hold what another context of the same kind told as its `parts`.
 
-        This one must be new, with the same prefix if it had one. A part that is missing or can't be
-        used leaves its own without it; only the cache must be there.
+@runtime_checkable
+class Stores(Protocol):
+    """A context whose state goes into files, and that can start from one."""
 
-        Returns:
-            The parts that could not be used, and why: the draft of another model, say.
+    @property
+    def prefix(self) -> int:
+        """How many leading tokens are an opaque prefix: their ids are unknown, and they stay."""
+        ...
+
+    def start_from(self, stored: StoredCache, *, opaque: bool) -> None:
+        """Hold what a prompt cache holds; called on a new context of the cache's own kind.
+
+        Args:
+            stored: The cache, from `StoresPrompts.load_cache` or `StoresPrompts.read_prefix`.
+            opaque: True if it is a prefix that always stays.
+        """
+        ...
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """Write the KV cache to a file that `StoresPrompts.load_cache` reads; atomic.
 
         Raises:
-            PromptCacheFormatError: The cache is not of a form that it can have; nothing changed.
-            PromptCacheMismatchError: It is of another model or of other settings; nothing changed.
+            PromptCacheError: if the cache is empty, or the file can't be written.
         """
+        ...
+
+    def stored(self) -> Mapping[str, StoredState]:
+        """Return what the context holds, in sections that a file keeps each by itself.
+
+        ``"cache"`` is all that was fed. With it, where there are any: ``"checkpoints"``,
+        ``"draft"`` (what a draft has read), and ``"prefix"``, an opaque prefix alone. Empty until
+        something was fed. Changes nothing.
+
+        Raises:
+            PromptCacheError: if files have no form for this kind of cache.
+        """
+        ...
+
+    def restore(self, stored: Mapping[str, StoredState]) -> Mapping[str, str]:
+        """Hold what another context of the same kind returned from `stored`.
+
+        The context must be new, with the same prefix if that one had one. A section that is missing
+        or can't be used is left out; only the cache must be there.
+
+        Returns:
+            The sections that could not be used, and why: the draft of another model, say.
+
+        Raises:
+            PromptCacheFormatError: if the cache isn't in a form that it can have; nothing changed.
+            PromptCacheMismatchError: if it is of another model or of other settings; nothing
+                changed.
+        """
+        ...
+
+
+@runtime_checkable
+class ReportsMemory(Protocol):
+    """A context that reports memory."""
+
+    @property
+    def peak_memory(self) -> int:
+        """The most memory the engine has used so far, in bytes."""
+        ...
+
+
+@runtime_checkable
+class ProcessesLogits(Protocol):
+    """A context that calls `GenerationConfig.logits_processors`."""
+
+    @property
+    def logits_type(self) -> type[Any]:
+        """The type of the arrays that logits processors get and return."""
         ...
 
 
@@ -290,18 +388,18 @@ class Engine(Protocol):
     """A loaded model with its tokenizer; shared by any number of sessions."""
 
     @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's own tokenizer, with its chat template."""
+    def name(self) -> str:
+        """The model's name in messages."""
         ...
 
     @property
     def source(self) -> str:
-        """What it was loaded as: a name, a path, a repository."""
+        """The name, path or repository that it was loaded from."""
         ...
 
     @property
-    def context_length(self) -> int | None:
-        """The most tokens that the model can look back on; ``None`` if nobody tells."""
+    def tokenizer(self) -> Tokenizer:
+        """The model's own tokenizer, with its chat template."""
         ...
 
     @property
@@ -309,46 +407,43 @@ class Engine(Protocol):
         """Identifies weights, settings and vocabulary: a KV cache serves no other engine."""
         ...
 
-    def context(
-        self,
-        config: GenerationConfig,
-        *,
-        speculative: SpeculativeDecodingConfig | None = None,
-        cache: StoredCache | None = None,
-        opaque: bool = False,
-    ) -> Context:
-        """A new context whose KV cache is of the kind `config.cache_settings` describes.
+    @property
+    def context_length(self) -> int | None:
+        """The most tokens that the model can look back on; ``None`` if unknown."""
+        ...
 
-        Args:
-            config: Settings that shape the cache.
-            speculative: A draft for this context.
-            cache: What it holds from the start, of that same kind; else nothing.
-            opaque: Whether that is a prefix which always stays.
+    def context(self, cache: CacheConfig) -> Context:
+        """Return a new, empty context with a cache of this kind.
 
         Raises:
-            ConfigurationError: This model can't have such a cache, or such a draft.
+            ConfigurationError: if this model can't have such a cache.
         """
         ...
+
+
+@runtime_checkable
+class StoresPrompts(Protocol):
+    """An engine that reads what its contexts saved; they are `Stores`."""
 
     def load_cache(self, path: Path) -> StoredCache:
-        """Read and check a file that `Context.save`, or another program, wrote.
+        """Read and check a file that `Stores.save`, or another program, wrote.
 
         Raises:
-            PromptCacheError: The file can't be read.
-            PromptCacheFormatError: It is damaged, or of a kind this engine does not know.
-            PromptCacheMismatchError: It belongs to another model.
+            PromptCacheError: if the file can't be read.
+            PromptCacheFormatError: if it is damaged, or of a kind this engine does not know.
+            PromptCacheMismatchError: if it belongs to another model.
         """
         ...
 
-    def read_prefix(self, part: StoredPart, config: GenerationConfig) -> StoredCache:
-        """An opaque prefix out of a context's ``"prefix"`` part, for `context`.
+    def read_prefix(self, stored: StoredState, cache: CacheConfig) -> StoredCache:
+        """Return an opaque prefix out of a context's ``"prefix"`` section.
 
         Args:
-            part: The part.
-            config: Settings that shaped the cache.
+            stored: The section.
+            cache: Settings of the cache that it was part of.
 
         Raises:
-            PromptCacheFormatError: It is not of a form that it can have.
-            PromptCacheMismatchError: It is of another model, or of other settings.
+            PromptCacheFormatError: if it isn't in a form that it can have.
+            PromptCacheMismatchError: if it is of another model, or of other settings.
         """
         ...

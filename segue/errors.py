@@ -1,4 +1,34 @@
-"""One tree of errors: each says what happened, what it means and what to do."""
+"""Errors: each says what happened, what it means, and what to do about it.
+
+::
+
+    SegueError
+      ConfigurationError (ValueError)        a setting or an argument
+        UnsupportedFeatureError              an engine that lacks what was asked for
+      MessageError (ValueError)              a message or a prompt
+      HistoryError (LookupError)             no such turn or message
+      TemplateError                          the model's chat template
+      ContextLengthError (ValueError)        a prompt longer than the model's context
+      SessionBusyError (RuntimeError)        a session used during its own turn
+      GenerationError (RuntimeError)         the model or its runtime, during a turn
+      BackendMissingError (ImportError)      an engine that isn't installed
+      ModelLoadError                         finding and loading a model
+        ModelNotFoundError (FileNotFoundError)
+        ModelFormatError (ValueError)
+        UnsupportedModelError
+        MissingTemplateError
+      PromptCacheError                       writing and reading a prompt cache
+        PromptCacheFormatError (ValueError)
+        PromptCacheMismatchError (ValueError)
+      SessionFileError                       writing and reading a session file
+        SessionNotFoundError (FileNotFoundError)
+        SessionFileFormatError (ValueError)
+        SessionLockedError
+
+    UserWarning
+      SessionWarning                         part of a saved session is left out
+      PerformanceWarning                     this machine could be much faster
+"""
 
 from __future__ import annotations
 
@@ -27,6 +57,25 @@ class ConfigurationError(SegueError, ValueError):
     """A setting is out of range, of the wrong type, or contradicts another."""
 
 
+class UnsupportedFeatureError(ConfigurationError):
+    """The engine lacks what was asked for; nothing was changed.
+
+    >>> import segue
+    >>> from segue.testing import BareEngine
+    >>> segue.ChatSession(BareEngine(), draft="prompt-lookup")
+    Traceback (most recent call last):
+    ...
+    segue.UnsupportedFeatureError: The engine bare does not support drafts. Leave draft at None.
+    """
+
+    def __init__(self, engine: str, feature: str, *, remedy: str) -> None:
+        super().__init__(f"The engine {engine} does not support {feature}.", remedy=remedy)
+        self.engine = engine
+        """The engine's name."""
+        self.feature = feature
+        """The feature that was asked for."""
+
+
 class MessageError(SegueError, ValueError):
     """A message or prompt is not of the form a conversation takes."""
 
@@ -44,7 +93,7 @@ class SessionBusyError(SegueError, RuntimeError):
 
 
 class GenerationError(SegueError, RuntimeError):
-    """The model or its runtime failed during a turn; the session goes on working."""
+    """The model or its runtime failed during a turn; the session still works."""
 
 
 class BackendMissingError(SegueError, ImportError):
@@ -128,5 +177,5 @@ class PerformanceWarning(UserWarning):
 
 
 def cause(error: BaseException) -> str:
-    """What an error of the system's, or of a library's, says, as part of a sentence."""
+    """Return the message of an error, ours or a library's, as part of a sentence."""
     return str(getattr(error, "strerror", None) or error).rstrip(".")

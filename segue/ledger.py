@@ -1,4 +1,10 @@
-"""The ledger: which tokens the KV cache holds, and which text they spell."""
+"""The ledger: which tokens the KV cache holds, and which text they spell.
+
+Sampled ids are often not what the tokenizer makes of their text, so a later prompt can only keep
+them if it is compared by text. The ledger has that text, with *seams*: offsets between two tokens
+where the text up to there is certain. A new prompt keeps the ids up to the last seam at which the
+two texts still agree.
+"""
 
 from __future__ import annotations
 
@@ -11,33 +17,27 @@ _Slices = TypeVar("_Slices", str, tuple[int, ...], list[int])
 
 
 class Seam(NamedTuple):
-    """A place between two tokens where the text up to it is known for certain."""
+    """An offset between two tokens where the text up to it is certain."""
 
     ids: int
-    """How many ids stand before it."""
+    """How many ids come before the seam."""
     chars: int
     """How many characters those ids spell."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLedger:
-    """Token ids with the text they spell; immutable.
-
-    The text is kept beside the ids because sampled ids are often not what the tokenizer makes of
-    their text: only by comparing text can a later prompt keep them.
-
-    Attributes:
-        ids: The ids, oldest first.
-        text: What ``ids[:seams[-1].ids]`` spell; the ids behind the last seam are unspelled.
-        seams: Where the text may be cut, ascending; the first is ``(0, 0)``.
-    """
+    """Token ids with the text they spell; immutable."""
 
     ids: tuple[int, ...] = ()
+    """The ids, oldest first."""
     text: str = ""
+    """The text of ``ids[:seams[-1].ids]``; ids after the last seam have no known text."""
     seams: tuple[Seam, ...] = (Seam(0, 0),)
+    """The seams where the text may be cut, ascending; the first is ``(0, 0)``."""
 
     def extend(self, ids: Sequence[int], text: str | None) -> TokenLedger:
-        """With more ids behind, and a seam after them if their text is known.
+        """Return the ledger with more ids, and a seam after them if their text is known.
 
         Args:
             ids: The ids to append.
@@ -50,23 +50,26 @@ class TokenLedger:
         return TokenLedger(grown, whole, (*self.seams, Seam(len(grown), len(whole))))
 
     def truncate(self, length: int) -> TokenLedger:
-        """Only the first `length` ids (all of them, if there are fewer)."""
+        """Return the first `length` ids (all of them, if there are fewer)."""
         if length >= len(self.ids):
             return self
         seams = self.seams[: bisect_right(self.seams, length, key=lambda seam: seam.ids)]
         return TokenLedger(self.ids[:length], self.text[: seams[-1].chars], seams)
 
     def seam_within(self, text: str) -> Seam:
-        """The last seam up to which `text` and the ledger's text are the same."""
+        """Return the last seam up to which `text` and the ledger's text are the same."""
         return self.seam_before(common_prefix(self.text, text))
 
     def seam_before(self, chars: int) -> Seam:
-        """The last seam with at most so many characters before it."""
+        """Return the last seam with at most so many characters before it."""
         return self.seams[bisect_right(self.seams, chars, key=lambda seam: seam.chars) - 1]
 
 
 def common_prefix(a: _Slices, b: _Slices) -> int:
-    """How many leading elements two sequences share; linear, at the speed of slice comparison."""
+    """Return how many leading elements two sequences share.
+
+    Linear, at the speed of slice comparison.
+    """
     low, high = 0, min(len(a), len(b))
     while low < high:
         middle = (low + high + 1) // 2
@@ -77,10 +80,10 @@ def common_prefix(a: _Slices, b: _Slices) -> int:
     return low
 
 
-def tokens_to_keep(held: TokenLedger, prompt: TokenLedger) -> int:
-    """How many of the held tokens a turn can keep: the longest common prefix with its prompt.
+def tokens_to_keep(cached: TokenLedger, prompt: TokenLedger) -> int:
+    """Return how many cached ids a turn can keep: the longest common prefix with its prompt.
 
-    The prompt's last token is never among them: the model must be fed at least one token to say
-    what comes next.
+    The prompt's last id is never among them: the model must be fed at least one token to say what
+    comes next.
     """
-    return min(common_prefix(held.ids, prompt.ids), len(prompt.ids) - 1)
+    return min(common_prefix(cached.ids, prompt.ids), len(prompt.ids) - 1)

