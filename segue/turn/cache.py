@@ -1,270 +1,279 @@
-"""A session's KV cache: the context, and the ledger of what it holds, always together."""
+"""A session's context, and the ledger of what it holds, always together.
+
+The ledger is what we know of the cache: ids, and the text they spell. The context alone knows what
+became of them (a failure empties it, an interrupt stops it between two chunks, a layer that can't
+be trimmed goes back further than asked), so after every change the ledger is cut to the context's
+offset. Ids after an opaque prefix are the only ones that a ledger has.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Generator, Mapping, Sequence
+from typing import Any, Literal, Self, TypeVar
 
-from ..config import GenerationConfig, SpeculativeDecodingConfig
-from ..engine import Acceptance, Context, Engine, StoredPart
-from ..errors import ConfigurationError, PromptCacheError
+from ..config import CacheConfig
+from ..engine import (
+    Acceptance,
+    CheckpointReport,
+    Checkpoints,
+    Context,
+    Drafts,
+    Engine,
+    Forks,
+    ReportsMemory,
+    Request,
+    Step,
+    StoredState,
+    Stores,
+)
+from ..errors import ConfigurationError, PromptCacheError, UnsupportedFeatureError
 from ..ledger import TokenLedger, tokens_to_keep
-from ..store.prompt_cache import PromptCache
-from ..store.session_file import SessionFile
-from ..store.session_layout import STATES
-from .prompt import append_reply
+from ..prompt_cache import PromptCache
+from .plan import CacheView
+from .spelling import append_reply
+
+PROMPT_LOOKUP = "prompt-lookup"
+Capability = TypeVar("Capability")
 
 
-class SessionCache:
-    """What one session's model has read.
-
-    The context is made when it is first needed, and replaced where settings ask for a cache of
-    another kind.
+class CachedContext:
+    """A session's context, and the ledger of what it holds.
 
     Args:
         engine: The model.
-        config: The settings of the first turn.
-        speculative: A draft for its contexts.
-        start: What it holds from the start. If its tokens are not known, all contexts begin with
-            it, and it stays.
-
-    Attributes:
-        config: The settings, completed with those of the start.
-        speculative: The draft.
-        context: The context, if there is one yet.
-        ledger: The ids that it holds behind its prefix.
+        cache: The kind of cache.
+        draft: What drafts for the context, if anything does.
+        prompt_cache: What the context holds from the start. If its ids are unknown, it stays.
 
     Raises:
-        ConfigurationError: The draft, or the start, does not go with the engine or the settings.
+        ConfigurationError: if the cache, the draft or the prompt cache does not suit the engine, or
+            the prompt cache does not suit the settings.
+        UnsupportedFeatureError: if the engine has no drafts, or no prompt caches.
     """
 
     def __init__(
         self,
         engine: Engine,
-        config: GenerationConfig,
+        cache: CacheConfig,
         *,
-        speculative: SpeculativeDecodingConfig | None = None,
-        start: PromptCache | None = None,
+        draft: Engine | Literal["prompt-lookup"] | None = None,
+        prompt_cache: PromptCache | None = None,
     ) -> None:
-        _check_draft(engine, speculative)
-        _check_start(engine, start)
+        _check_draft(engine, draft)
+        _check_prompt_cache(engine, prompt_cache)
         self._engine = engine
-        self.speculative = speculative
-        self._opaque = start if start is not None and start.ledger is None else None
-        self.config = config if start is None else start.settle(config)
-        self.context: Context | None = None
-        self._settings = self.config.cache_settings
-        # What became of the drafts of contexts that are no more.
-        self._acceptance = Acceptance()
+        self.config = cache if prompt_cache is None else prompt_cache.config_for(cache)
+        """The kind of cache, completed with that of the prompt cache."""
+        self.draft = draft
+        """The draft: an engine, or ``"prompt-lookup"``; ``None`` without one."""
+        self.opaque = prompt_cache is not None and prompt_cache.ledger is None
+        """True if the cache begins with a prefix whose ids are unknown."""
         self.ledger = TokenLedger()
-        if start is not None and start.ledger is not None:
-            self.ledger = start.ledger
-            self.context = engine.context(self.config, speculative=speculative, cache=start.stored)
-        elif start is not None or speculative is not None:
-            # What does not go together is refused here, not in the first turn.
-            self.context = self._new_context(self.config)
+        """The ids that were fed after the prefix; `view` has those that are still there."""
+        # What became of drafts in the process that this session was saved in.
+        self._earlier = Acceptance()
+        self._hold(engine.context(self.config))
+        if draft is not None:
+            drafts = self.require(Drafts, feature="drafts", remedy="Leave draft at None.")
+            drafts.draft_with(draft)
+        if prompt_cache is not None:
+            stores = self.require(
+                Stores, feature="prompt caches", remedy="Leave prompt_cache at None."
+            )
+            stores.start_from(prompt_cache.stored, opaque=self.opaque)
+            self.ledger = prompt_cache.ledger or TokenLedger()
+        self.prefix = self._context.prefix if isinstance(self._context, Stores) else 0
+        """How many tokens the opaque prefix has."""
 
-    @property
-    def opaque(self) -> bool:
-        """Whether it begins with a prefix whose tokens nobody told."""
-        return self._opaque is not None
-
-    def settle(self, config: GenerationConfig) -> GenerationConfig:
-        """Settings as this cache needs them: an opaque prefix can't be read again into another.
-
-        Raises:
-            ConfigurationError: They ask for a cache of another kind than the prefix.
-        """
-        return config if self._opaque is None else self._opaque.settle(config)
+    def _hold(self, context: Context) -> None:
+        self._context = context
+        # Asked for with every token.
+        self._memory = context if isinstance(context, ReportsMemory) else None
+        # Engines may hold more of a context than memory: a sequence, a connection.
+        weakref.finalize(self, context.close).atexit = False
 
     @property
     def offset(self) -> int:
-        """How many tokens it holds, an opaque prefix included."""
-        return 0 if self.context is None else self.context.offset
+        """How many tokens the context holds, an opaque prefix included."""
+        return self._context.offset
+
+    @property
+    def reused(self) -> int | None:
+        """See `segue.engine.Context.reused`."""
+        return self._context.reused
+
+    @property
+    def peak_memory(self) -> int:
+        """The most memory that the engine has used, in bytes; 0 if it does not report that."""
+        return 0 if self._memory is None else self._memory.peak_memory
 
     @property
     def acceptance(self) -> Acceptance:
-        """What became of all that was drafted."""
-        if self.context is None:
-            return self._acceptance
-        return Acceptance(*map(sum, zip(self._acceptance, self.context.acceptance, strict=True)))
+        """The tokens drafted in the session's whole life, and those accepted."""
+        if not isinstance(self._context, Drafts):
+            return self._earlier
+        now = self._context.acceptance
+        return Acceptance(
+            self._earlier.proposed + now.proposed, self._earlier.accepted + now.accepted
+        )
 
-    def held(self, config: GenerationConfig) -> TokenLedger:
-        """What it holds behind the prefix and can go on with under these settings."""
-        context = self.context
-        if context is None or self._settings != config.cache_settings:
-            return TokenLedger()
-        return self.ledger.truncate(context.offset - context.prefix)
+    @property
+    def checkpoints(self) -> CheckpointReport:
+        """The checkpoints that the context can rewind to, if it can't be trimmed."""
+        if isinstance(self._context, Checkpoints):
+            return self._context.checkpoints
+        return CheckpointReport()
 
-    def context_for(self, config: GenerationConfig) -> Context:
-        """The context, or a new one of the kind that is asked for; `turn_to` takes it over.
+    @property
+    def view(self) -> CacheView:
+        """The cache as planning must know it."""
+        context = self._context
+        return CacheView(
+            ledger=self.ledger.truncate(context.offset - self.prefix),
+            prefix=self.prefix,
+            wants_checkpoints=isinstance(context, Checkpoints) and context.wants_checkpoints,
+        )
 
-        Raises:
-            ConfigurationError: The model can't have such a cache.
-        """
-        if self.context is not None and self._settings == config.cache_settings:
-            return self.context
-        return self._new_context(config)
+    def run(self, request: Request) -> Generator[Step, None, None]:
+        """See `segue.engine.Context.run`."""
+        return self._context.run(request)
 
-    def turn_to(self, context: Context, config: GenerationConfig, prompt: TokenLedger) -> int:
-        """Rewind a context, from `context_for`, to where it agrees with a prompt.
+    def shared(self, prompt: TokenLedger) -> int:
+        """Return how many ids of a prompt are cached and need not be fed."""
+        return tokens_to_keep(self.view.ledger, prompt)
 
-        From here on it is filled from that prompt, and holds the first of its ids.
+    def turn_to(self, ledger: TokenLedger, *, feeds: bool) -> int:
+        """Rewind to where the cache agrees with a prompt.
+
+        From here on the context is filled from that prompt, and holds the first of its ids.
+
+        Args:
+            ledger: The prompt.
+            feeds: False if nothing will be fed: the prompt is a part of what is cached.
 
         Returns:
-            How many tokens it holds, its prefix included.
+            How many tokens the context holds, its prefix included.
         """
-        keep = 0
-        if context is self.context:
-            keep = tokens_to_keep(self.held(config), prompt)
-        else:
-            self._acceptance = self.acceptance
-            self.context, self._settings = context, config.cache_settings
-        self.ledger = prompt
-        return context.rewind(context.prefix + keep)
+        keep = self.shared(ledger) if feeds else len(ledger.ids)
+        self.ledger = ledger
+        return self._context.rewind(self.prefix + keep)
 
     def commit(self, reply: Sequence[int] = ()) -> None:
         """Write down what really happened since `turn_to`.
 
         Args:
-            reply: The ids that were told behind the prompt.
+            reply: The ids that were generated after the prompt.
         """
-        context = self.context
-        assert context is not None
         ledger = append_reply(self._engine.tokenizer, self.ledger, reply)
-        # After a failure the cache may hold less than was generated, or nothing; an interrupt may
-        # have struck before the last token was told, and then the cache gives it back.
-        context.rewind(context.prefix + len(ledger.ids))
-        self.ledger = ledger.truncate(context.offset - context.prefix)
-
-    def rewind(self, keep: int) -> None:
-        """Go back to at most the first `keep` ids behind the prefix."""
-        if self.context is not None:
-            self.context.rewind(self.context.prefix + keep)
-            self.ledger = self.ledger.truncate(self.context.offset - self.context.prefix)
-
-    def fork(self) -> SessionCache:
-        """Another one that holds the same; nothing is copied before one of the two changes."""
-        twin = copy.copy(self)
-        twin._acceptance = Acceptance()
-        twin.context = None if self.context is None else self.context.fork()
-        return twin
-
-    def parts(self, config: GenerationConfig, *, kv: bool) -> Mapping[str, StoredPart]:
-        """What a file keeps of it, as far as it can go on under these settings.
-
-        An opaque prefix is among that in any case: nobody could read it again.
-
-        Args:
-            config: The settings.
-            kv: Whether to keep more than that.
-
-        Raises:
-            PromptCacheError: Files have no form for this kind of cache.
-        """
-        if self.context is None and self.opaque:
-            self.context = self._new_context(config)
-        kv = kv and self._settings == config.cache_settings
-        if self.context is None or not (kv or self.opaque):
-            return {}
-        parts = self.context.parts()
-        return parts if kv else {"prefix": parts["prefix"]}
-
-    @classmethod
-    def resume(
-        cls,
-        engine: Engine,
-        file: SessionFile,
-        config: GenerationConfig,
-        speculative: SpeculativeDecodingConfig | None,
-    ) -> tuple[SessionCache, Mapping[str, str]]:
-        """What a saved session's model had read, as far as this engine can go on with it.
-
-        Args:
-            engine: The model.
-            file: The session, its parts loaded.
-            config: Settings to go on with; if they ask for another kind of cache, the old is left.
-            speculative: A draft for its contexts.
-
-        Returns:
-            The cache, and the parts of the file that were set aside, with the reasons.
-
-        Raises:
-            ConfigurationError: Draft or settings don't go with the engine or an opaque prefix.
-        """
-        parts = dict(file.parts)
-        aside = {name: file.damage[name] for name in (*STATES, "tokens") if name in file.damage}
-        if parts and file.origin.fingerprint != engine.fingerprint:
-            aside |= dict.fromkeys(parts, "it is of another model, or of another precision")
-            parts.clear()
-        start = None
-        if "prefix" in parts:
-            try:
-                stored = engine.read_prefix(parts["prefix"], file.generation)
-                start = PromptCache(engine, stored)
-            except PromptCacheError as error:
-                aside["prefix"] = error.what
-        if "prefix" in aside:
-            parts.clear()
-        cache = cls(engine, config, speculative=speculative, start=start)
-        cache._acceptance = Acceptance(file.usage.proposed_tokens, file.usage.accepted_tokens)
-        same_kind = cache.config.cache_settings == file.generation.cache_settings
-        if "cache" in parts and "tokens" not in aside and same_kind:
-            aside |= cache._restore(parts, file.ledger)
-        return cache, aside
-
-    def _restore(self, parts: Mapping[str, StoredPart], ledger: TokenLedger) -> Mapping[str, str]:
-        """Hold what a file tells; the parts that could not be used, and why."""
-        context = self._new_context(self.config)
-        try:
-            aside = context.restore(parts)
-        except PromptCacheError as error:
-            return {"cache": error.what}
-        if context.offset != context.prefix + len(ledger.ids):
-            return {"cache": "it holds another number of tokens than the file names"}
-        self.context, self.ledger, self._settings = context, ledger, self.config.cache_settings
-        return aside
+        # After a failure the context may hold less than was generated, or nothing; an interrupt
+        # may have struck before the last token was reported, and then the context gives it back.
+        self._context.rewind(self.prefix + len(ledger.ids))
+        self.ledger = ledger.truncate(self._context.offset - self.prefix)
 
     def clear(self) -> None:
         """Forget everything but an opaque prefix."""
-        self._acceptance, self.context = self.acceptance, None
+        self._context.rewind(self.prefix)
         self.ledger = TokenLedger()
 
-    def _new_context(self, config: GenerationConfig) -> Context:
-        return self._engine.context(
-            config,
-            speculative=self.speculative,
-            cache=None if self._opaque is None else self._opaque.stored,
-            opaque=self._opaque is not None,
-        )
+    def fork(self) -> Self:
+        """Return another one that holds the same; nothing is copied before one of the two changes.
+
+        Where the engine can't copy contexts, the other one holds nothing, and reads again.
+        """
+        twin = copy.copy(self)
+        twin._earlier = Acceptance()
+        if isinstance(self._context, Forks):
+            twin._hold(self._context.fork())
+        else:
+            twin._hold(self._engine.context(self.config))
+            twin.ledger = TokenLedger()
+        return twin
+
+    def require(self, capability: type[Capability], *, feature: str, remedy: str) -> Capability:
+        """Return the context as one that has a capability.
+
+        Raises:
+            UnsupportedFeatureError: if the engine lacks it.
+        """
+        if not isinstance(self._context, capability):
+            raise UnsupportedFeatureError(self._engine.name, feature, remedy=remedy)
+        return self._context
+
+    def stored(self, *, kv: bool) -> Mapping[str, StoredState]:
+        """Return what a session file keeps of the context.
+
+        An opaque prefix is among that in any case: it could not be read again.
+
+        Args:
+            kv: Whether to keep more than that.
+
+        Raises:
+            PromptCacheError: if files have no form for this kind of cache.
+        """
+        context = self._context
+        if not isinstance(context, Stores) or not (kv or self.opaque):
+            return {}
+        stored = context.stored()
+        return stored if kv else {"prefix": stored["prefix"]}
+
+    def restore(
+        self, stored: Mapping[str, StoredState], ledger: TokenLedger, acceptance: Acceptance
+    ) -> Mapping[str, str]:
+        """Hold what a saved session's context held, as far as this engine can use it.
+
+        Args:
+            stored: The sections of a file.
+            ledger: The ids in its cache.
+            acceptance: What became of drafts until then.
+
+        Returns:
+            The sections that could not be used, and why.
+        """
+        self._earlier = acceptance
+        context = self._context
+        if "cache" not in stored:
+            return {}
+        if not isinstance(context, Stores):
+            return {"cache": f"the engine {self._engine.name} can't take it up"}
+        try:
+            unused = context.restore(stored)
+        except PromptCacheError as error:
+            return {"cache": error.what}
+        if context.offset != self.prefix + len(ledger.ids):
+            context.rewind(self.prefix)
+            return {"cache": "it holds another number of tokens than the file names"}
+        self.ledger = ledger
+        return unused
 
 
-def _check_draft(engine: Engine, speculative: SpeculativeDecodingConfig | None) -> None:
-    if speculative is None:
+def _check_draft(engine: Engine, draft: Any) -> None:
+    if draft is None or (isinstance(draft, str) and draft == PROMPT_LOOKUP):
         return
-    if not isinstance(speculative, SpeculativeDecodingConfig):
+    # A class has methods, too, but no tokenizer yet.
+    if isinstance(draft, str) or not (hasattr(draft, "context") and hasattr(draft, "tokenizer")):
         raise ConfigurationError(
-            f"speculative is a SpeculativeDecodingConfig, not {type(speculative).__name__}.",
-            remedy="Build one: SpeculativeDecodingConfig('prompt-lookup').",
+            f"draft must be {PROMPT_LOOKUP!r} or an engine, not {draft!r}.",
+            remedy="Pass what segue.load(...) returns.",
         )
-    draft = speculative.draft
-    if not isinstance(draft, str) and draft.tokenizer.vocabulary != engine.tokenizer.vocabulary:
+    if draft.tokenizer.vocabulary != engine.tokenizer.vocabulary:
         raise ConfigurationError(
             "The draft has another vocabulary than the model, so neither can read the other's "
             "tokens.",
-            remedy="Use a smaller model of the same family, or 'prompt-lookup'.",
+            remedy=f"Use a smaller model of the same family, or {PROMPT_LOOKUP!r}.",
         )
 
 
-def _check_start(engine: Engine, start: PromptCache | None) -> None:
-    if start is None:
+def _check_prompt_cache(engine: Engine, prompt_cache: object) -> None:
+    if prompt_cache is None:
         return
-    if not isinstance(start, PromptCache):
+    if not isinstance(prompt_cache, PromptCache):
         raise ConfigurationError(
-            f"cache is a loaded prompt cache, not {type(start).__name__}.",
+            f"prompt_cache must be a PromptCache, not {type(prompt_cache).__name__}.",
             remedy="Pass what segue.load_prompt_cache(path, engine) returns.",
         )
-    if start.engine is not engine:
+    if prompt_cache.engine is not engine:
         raise ConfigurationError(
             "The prompt cache was loaded for another engine than this session's.",
             remedy="Load it with this one: segue.load_prompt_cache(path, engine).",

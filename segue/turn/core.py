@@ -1,311 +1,282 @@
-"""Taking turns: what every session does over its cache, its history and one live reply."""
+"""SessionCore: what a session is at any moment, and what a turn makes of it.
+
+A turn has four moments. Whoever drives it (a `Reply`, an async reply, a scheduler of many sessions)
+goes through them in this order::
+
+    plan      pure: builds nothing, changes nothing, may be thrown away
+    run       asks the context for a generator; nothing is fed before its first step
+    open      rewinds the cache to what it shares with the prompt, and changes the conversation
+    commit    writes back what really happened, exactly once, however the turn ended
+
+The core itself has no generator, no clock and no signal; between `open` and `commit` it only waits.
+Reading ahead is a turn that records no reply, and taking messages back is one that is opened and
+not run.
+
+What does not work: opening a plan after the conversation changed. Plan and open in one go.
+"""
 
 from __future__ import annotations
 
-import weakref
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
-from types import MappingProxyType
-from typing import Any, NoReturn
+import copy
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Literal, Self
 
-from ..config import GenerationConfig
-from ..engine import Engine, Marks, PrefillProgress, check_progress
-from ..errors import ConfigurationError, SessionBusyError, TemplateError
-from ..interrupt import InterruptHold
-from ..ledger import TokenLedger, common_prefix
-from ..messages import Message, Role
-from ..store.texts import Conversation
-from ..text.tags import ReasoningSplitter
+from ..config import CacheConfig, GenerationConfig, check_generation
+from ..conversation import Conversation, last_turn
+from ..engine import (
+    Acceptance,
+    Engine,
+    PrefillProgress,
+    ProcessesLogits,
+    Request,
+    Step,
+    StoredState,
+)
+from ..errors import SessionBusyError
+from ..ledger import TokenLedger
+from ..messages import Message
+from ..prompt_cache import PromptCache
+from ..text.reader import ReplyReader
 from ..usage import TurnUsage, Usage
-from .cache import SessionCache
-from .overflow import ContextLimit
-from .plan import plan_turn
+from .cache import CachedContext
+from .overflow import ContextLimit, OnOverflow
+from .plan import Planner, TurnPlan
 from .prompt import PromptBuilder
-from .reply import Reply
 
 
-class TurnTaker:
-    """What a `ChatSession` is at any moment, and how its turns begin, end, and are taken back.
-
-    Nothing but the newest reply is live, and whatever needs the cache closes it first.
+class SessionCore:
+    """A conversation, the context that has read it, and how turns change the two.
 
     Args:
         engine: The model.
-        cache: What it has read.
-        limit: What it can look back on.
-        history: What was said before.
-        instructions: The system message.
-        template_kwargs: Arguments for the chat template.
+        conversation: What was said before.
+        generation: The settings of replies.
+        cache: The kind of cache.
+        draft: What drafts, if anything does.
+        prompt_cache: What the cache holds from the start.
+        on_overflow: What to do about prompts that are too long.
+
+    Raises:
+        ConfigurationError: if something is of the wrong type, or does not suit the engine.
     """
 
     def __init__(
         self,
         engine: Engine,
-        cache: SessionCache,
-        limit: ContextLimit,
-        history: Sequence[Message],
-        instructions: str | None,
-        template_kwargs: Mapping[str, Any],
+        conversation: Conversation,
+        *,
+        generation: GenerationConfig,
+        cache: CacheConfig,
+        draft: Engine | Literal["prompt-lookup"] | None = None,
+        prompt_cache: PromptCache | None = None,
+        on_overflow: OnOverflow = "error",
     ) -> None:
-        self._engine = engine
-        self._cache = cache
-        self._generation = cache.config
-        self._limit = limit
-        self._history = list(history)
-        self.instructions = instructions
-        self._template_kwargs = template_kwargs
-        self._prompts = PromptBuilder(engine.tokenizer, template_kwargs)
-        self._live: weakref.ref[Reply] | None = None
+        self.engine = engine
+        self.conversation = conversation
+        """The conversation so far."""
+        self.limit = ContextLimit(engine.context_length, on_overflow)
+        """The model's context, and what to do about prompts that are too long."""
+        self.cache = CachedContext(engine, cache, draft=draft, prompt_cache=prompt_cache)
+        """The context, with the ledger of what it holds."""
+        self.generation = self.checked(generation)
+        """The settings of replies, unless they are overridden."""
+        self._planner = Planner(PromptBuilder(engine.tokenizer), self.limit)
         self._busy = False
         self._turns: list[TurnUsage] = []
-        # Tokens that were fed outside of turns.
-        self._read: Counter[str] = Counter()
+        self._prewarmed = 0
 
-    @property
-    def instructions(self) -> str | None:
-        """The system message, or ``None``. Settable; takes effect in the next turn."""
-        return self._instructions
+    def checked(self, generation: GenerationConfig) -> GenerationConfig:
+        """Return settings that the engine can follow.
 
-    @instructions.setter
-    def instructions(self, instructions: str | None) -> None:
-        if instructions is not None and not isinstance(instructions, str):
-            raise ConfigurationError(
-                f"Instructions are text, not {type(instructions).__name__}.",
-                remedy="Pass a string, or None for no system message.",
-            )
-        if instructions is not None:
-            Message.system(instructions)  # refuses what is no text
-        self._instructions = instructions
-
-    @property
-    def generation(self) -> GenerationConfig:
-        """The settings of replies. Settable; takes effect in the next turn."""
-        return self._generation
-
-    @generation.setter
-    def generation(self, generation: GenerationConfig) -> None:
+        Raises:
+            ConfigurationError: if they are no settings.
+            UnsupportedFeatureError: if the engine lacks what they ask for.
+        """
         check_generation(generation)
-        self._generation = self._cache.settle(generation)
-
-    @property
-    def template_kwargs(self) -> Mapping[str, Any]:
-        """Arguments for the chat template, read-only."""
-        return MappingProxyType(self._template_kwargs)
-
-    @property
-    def history(self) -> tuple[Message, ...]:
-        """What was said, oldest first, without the instructions.
-
-        A live reply's own message joins it when the reply ends.
-        """
-        return tuple(self._history)
-
-    @property
-    def has_cache(self) -> bool:
-        """Whether a KV cache holds any of this conversation, or a prefix of it."""
-        return self.cached_tokens > 0 or self._cache.opaque
-
-    @property
-    def cached_tokens(self) -> int:
-        """How many tokens the KV cache stands for.
-
-        With `GenerationConfig.max_kv_size`, and in models with sliding windows, the oldest of them
-        are counted although their keys and values have made room for newer ones.
-        """
-        return self._cache.offset
-
-    @property
-    def acceptance_rate(self) -> float | None:
-        """The share of the draft's tokens that the model took, over all turns so far.
-
-        ``None`` as long as nothing was proposed.
-        """
-        proposed, accepted = self._cache.acceptance
-        return accepted / proposed if proposed else None
+        if generation.logits_processors:
+            self.cache.require(
+                ProcessesLogits, feature="logits processors", remedy="Leave logits_processors out."
+            )
+        return generation
 
     @property
     def usage(self) -> Usage:
-        """What the session has cost so far; a live reply counts once it has ended."""
-        marks = Marks() if self._cache.context is None else self._cache.context.marks
-        read = self._read
+        """The cost of the session so far; an open turn counts once it is committed."""
+        checkpoints, acceptance = self.cache.checkpoints, self.cache.acceptance
         return Usage(
-            tuple(self._turns),
-            read["prewarm"],
-            read["settle"],
-            len(marks.offsets),
-            marks.nbytes,
-            *self._cache.acceptance,
+            turns=tuple(self._turns),
+            prewarmed_tokens=self._prewarmed,
+            checkpoints=len(checkpoints.offsets),
+            checkpoint_bytes=checkpoints.nbytes,
+            proposed_tokens=acceptance.proposed,
+            accepted_tokens=acceptance.accepted,
         )
 
-    def _begin(
-        self,
-        history: Sequence[Message],
-        messages: Sequence[Message],
-        config: GenerationConfig,
-        progress: PrefillProgress | None,
-        otherwise: Sequence[Message] | None = None,
-    ) -> Reply:
-        """Begin a turn behind this history, which replaces the session's own.
+    def check_idle(self) -> None:
+        """Refuse to be used while a prompt is being made.
 
-        Should nothing be said, `otherwise` takes its place, if there is such a history.
+        Raises:
+            SessionBusyError: if it is.
         """
-        # Whatever is called from here on (templates, on_overflow) finds the session busy.
-        self._busy = True
-        try:
-            cache, tokenizer = self._cache, self._engine.tokenizer
-            turn = plan_turn(
-                history,
-                messages,
-                system=self._system,
-                config=config,
-                prompts=self._prompts,
-                cache=cache,
-                limit=self._limit,
-            )
-            prompt = turn.prompt
-            steps = turn.context.generate(
-                prompt.ledger.ids,
-                turn.config,
-                progress,
-                marks=(prompt.opening, prompt.stable),
-                pinned=prompt.opening,
-            )
-            detokenizer = tokenizer.detokenizer()
-            hold = InterruptHold()
-            with hold:
-                cached = cache.turn_to(turn.context, turn.config, prompt.ledger)
-                self._history[:] = [*turn.history, *turn.messages]
-                reply = Reply(
-                    steps,
-                    context=turn.context,
-                    eos_token_ids=tokenizer.eos_token_ids,
-                    detokenizer=detokenizer,
-                    splitter=ReasoningSplitter(tokenizer.reasoning_tags, turn.behind),
-                    config=turn.config,
-                    prompt_tokens=turn.length,
-                    cached_tokens=cached,
-                    dropped=turn.dropped,
-                    record=partial(self._record, otherwise=otherwise),
-                )
-                self._live = weakref.ref(reply)
-                # The reply is dropped then, which records it as empty.
-                hold.deliver()
-            return reply
-        finally:
-            self._busy = False
-
-    def _read_ahead(
-        self, reason: str, progress: PrefillProgress | None, step_size: int | None
-    ) -> int:
-        """Feed what every next prompt will begin with; how many tokens that was."""
-        check_progress(progress)
-        self._close_live()
-        step_size = self._generation.prefill_step_size if step_size is None else step_size
-        config = replace(self._generation, max_tokens=0, prefill_step_size=step_size)
-        cache, hold, fed = self._cache, InterruptHold(), 0
-        self._busy = True
-        try:
-            held = cache.held(config)
-            opening = self._prompts.build_opening(self._system, self._history, held)
-            ids = opening.ledger.ids
-            if common_prefix(held.ids, ids) == len(ids):
-                return 0
-            context = cache.context_for(config)
-            length = context.prefix + len(ids)
-            if self._limit.needs_room(length, 1):
-                return 0  # the next turn makes room first
-            self._limit.check(length)
-            places = (opening.opening, opening.stable)
-            steps = context.generate(ids, config, progress, marks=places, pinned=opening.opening)
-            with hold:
-                before = cache.turn_to(context, config, opening.ledger)
-                try:
-                    for _ in steps:
-                        pass
-                finally:
-                    cache.commit()
-                    fed = max(context.offset - before, 0)
-                    self._read[reason] += fed
-                hold.deliver()
-        except BaseException:
-            hold.pass_on()
-            raise
-        finally:
-            self._busy = False
-        return fed
-
-    def _cut(self, place: int, *instead: Message) -> tuple[Message, ...]:
-        """Drop the messages from a place on, and what the cache holds of them."""
-        taken, left = tuple(self._history[place:]), [*self._history[:place], *instead]
-        hold = InterruptHold()
-        self._busy = True
-        try:
-            held = self._cache.held(self._generation)
-            keep = common_prefix(held.ids, self._expected_ids(left, held))
-            with hold:
-                self._history[:] = left
-                self._cache.rewind(keep)
-                hold.deliver()
-        finally:
-            self._busy = False
-        return taken
-
-    def _expected_ids(self, history: Sequence[Message], held: TokenLedger) -> tuple[int, ...]:
-        """What the next prompt may begin with; nothing if the template refuses such a history."""
-        try:
-            if not history or history[-1].role in (Role.ASSISTANT, Role.SYSTEM):
-                return self._prompts.shared_ids(self._system, history, held)
-            return self._prompts.build(self._system, history, held, places=False).ledger.ids
-        except TemplateError:
-            return ()
-
-    def __reduce__(self) -> NoReturn:
-        """Copies and pickles would share what one session alone may change."""
-        raise ConfigurationError(
-            "A session can't be copied or pickled as other objects are.",
-            remedy="Use fork() for another one, or save() and open() for another process.",
-        )
-
-    def _close_live(self) -> None:
         if self._busy:
             raise SessionBusyError(
-                "This session is making or reading a prompt at this moment.",
+                "This session is making a prompt at this moment.",
                 remedy="Don't use it inside its own callbacks, nor from two threads.",
             )
-        reply = self._live() if self._live is not None else None
-        if reply is not None:
-            reply.close()
-        self._live = None
 
-    @property
-    def _conversation(self) -> Conversation:
-        return Conversation(self._instructions, tuple(self._history), self._template_kwargs)
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        """Have whatever is called in the block (templates, `on_overflow`) find the session busy."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
 
-    @property
-    def _system(self) -> Message | None:
-        return None if self._instructions is None else Message.system(self._instructions)
+    def plan_turn(
+        self,
+        messages: Sequence[Message],
+        config: GenerationConfig,
+        *,
+        history: Sequence[Message] | None = None,
+    ) -> TurnPlan:
+        """Plan a reply to new messages.
 
-    def _record(self, reply: Reply, *, otherwise: Sequence[Message] | None) -> None:
-        """Write back what a turn really did; called by the reply, once."""
-        self._turns.append(reply.usage)
-        if otherwise is not None and not reply.tokens:
-            self._history[:] = otherwise
+        Args:
+            messages: What is said now; not empty.
+            config: The settings of the reply.
+            history: What was said before, if not the present history.
+
+        Raises:
+            TemplateError: if the chat template refuses the conversation.
+            ContextLengthError: if the prompt does not fit into the model's context.
+        """
+        before = self.conversation
+        if history is not None:
+            before = before.with_messages(history)
+        return self._planner.plan_turn(before, messages, config, self.cache.view)
+
+    def plan_retry(self, config: GenerationConfig) -> TurnPlan:
+        """Plan another reply in place of the last one, or one to a question that has none.
+
+        Raises:
+            HistoryError: if there is nothing to reply to.
+            TemplateError: if the chat template refuses the conversation.
+            ContextLengthError: if the prompt does not fit into the model's context.
+        """
+        before, asked = last_turn(self.conversation.messages)
+        return self._planner.plan_turn(
+            self.conversation.with_messages(before),
+            asked,
+            config,
+            self.cache.view,
+            if_empty=self.conversation.messages,
+        )
+
+    def plan_ahead(self, config: GenerationConfig) -> TurnPlan | None:
+        """Plan to read what the next prompt begins with; ``None`` if nothing is to be read.
+
+        Raises:
+            TemplateError: if the chat template refuses the conversation.
+            ContextLengthError: if the prompt does not fit into the model's context.
+        """
+        return self._planner.plan_ahead(self.conversation, config, self.cache.view)
+
+    def plan_cut(self, messages: Sequence[Message]) -> TurnPlan:
+        """Plan to go back to a shorter history, which may end in another message."""
+        left = self.conversation.with_messages(messages)
+        return self._planner.plan_cut(left, self.generation, self.cache.view)
+
+    def shared_tokens(self, plan: TurnPlan) -> int:
+        """Return how many tokens of a turn's prompt are cached, at most."""
+        return self.cache.prefix + self.cache.shared(plan.prompt.ledger)
+
+    def run(self, plan: TurnPlan, progress: PrefillProgress | None) -> Generator[Step, None, None]:
+        """Return a generator of a turn's steps; the first one feeds the prompt.
+
+        Raises:
+            ConfigurationError: if the engine can't do what the settings ask.
+        """
+        prompt = plan.prompt
+        return self.cache.run(
+            Request(
+                ids=prompt.ledger.ids,
+                config=plan.config,
+                progress=progress,
+                ends=self.engine.tokenizer.eos_token_ids,
+                checkpoints=(prompt.opening, prompt.stable),
+                pinned=prompt.opening,
+            )
+        )
+
+    def reader(self, plan: TurnPlan) -> ReplyReader:
+        """Return what reads a turn's tokens into text."""
+        tokenizer = self.engine.tokenizer
+        return ReplyReader(
+            tokenizer.detokenizer(),
+            ends=tokenizer.eos_token_ids,
+            max_tokens=plan.config.max_tokens,
+            stop=plan.config.stop,
+            tags=tokenizer.reasoning_tags if plan.replies else None,
+            prompt=plan.reply_opening if plan.replies else "",
+        )
+
+    def open(self, plan: TurnPlan, *, feeds: bool = True) -> int:
+        """Begin a turn: the cache goes back to what it shares with the prompt.
+
+        Args:
+            plan: The turn.
+            feeds: Whether its prompt will be fed; if not, the turn is over with this.
+
+        Returns:
+            How many tokens of the prompt are cached.
+        """
+        cached = self.cache.turn_to(plan.prompt.ledger, feeds=feeds)
+        self.conversation = plan.conversation
+        if not feeds:
+            self.cache.commit()
+        return cached
+
+    def commit(self, plan: TurnPlan, reader: ReplyReader, usage: TurnUsage) -> None:
+        """Write back what a turn really did."""
+        if not plan.replies:
+            self._prewarmed += usage.fed_tokens
         else:
-            said = Message.assistant(reply.text, reasoning=reply.reasoning or None)
-            self._history.append(said)
-        self._cache.commit(reply.tokens)
+            self._turns.append(usage)
+            if plan.if_empty is not None and not reader.tokens:
+                self.conversation = self.conversation.with_messages(plan.if_empty)
+            else:
+                said = Message.assistant(reader.text, reasoning=reader.reasoning or None)
+                self.conversation = self.conversation.extended(said)
+        self.cache.commit(reader.tokens)
 
+    def clear(self) -> None:
+        """Forget the conversation; instructions and template arguments stay."""
+        self.cache.clear()
+        self.conversation = self.conversation.with_messages(())
 
-def check_generation(generation: GenerationConfig) -> None:
-    """Refuse what are no settings.
+    def fork(self) -> Self:
+        """Return another core that holds the same; its usage begins anew."""
+        twin = copy.copy(self)
+        twin.cache = self.cache.fork()
+        twin._turns, twin._prewarmed = [], 0
+        return twin
 
-    Raises:
-        ConfigurationError: They are not.
-    """
-    if not isinstance(generation, GenerationConfig):
-        raise ConfigurationError(
-            f"generation is a GenerationConfig, not {type(generation).__name__}.",
-            remedy="Build one: GenerationConfig(max_tokens=..., temperature=...).",
+    def restore(
+        self, stored: Mapping[str, StoredState], ledger: TokenLedger, usage: Usage
+    ) -> Mapping[str, str]:
+        """Continue a saved session.
+
+        Args:
+            stored: What its context held.
+            ledger: The ids in that.
+            usage: What the session had cost.
+
+        Returns:
+            The sections that could not be used, and why.
+        """
+        self._turns, self._prewarmed = list(usage.turns), usage.prewarmed_tokens
+        return self.cache.restore(
+            stored, ledger, Acceptance(usage.proposed_tokens, usage.accepted_tokens)
         )

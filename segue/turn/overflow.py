@@ -1,4 +1,4 @@
-"""What becomes of a conversation that the model's context does not hold any more."""
+"""Conversations that are longer than the model's context."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from ..messages import Message, Role, check_messages
 
 OnOverflow = Literal["error", "drop-oldest"] | Callable[[tuple[Message, ...]], Iterable[Message]]
 """``"error"`` refuses the turn; ``"drop-oldest"`` drops the oldest whole turns, a tool exchange
-with the turn it is part of, and never a system message; a callable returns another history."""
+with the turn it is part of, and never a system message; a function returns another history."""
 
-# The share of a context that is kept free for a reply, if that may be so long.
+# The share of a context that is kept free for a reply, if the reply may be so long.
 RESERVED_SHARE = 4
 
 
@@ -23,24 +23,24 @@ class ContextLimit:
     """Keeps prompts within a model's context.
 
     Args:
-        limit: The most tokens that a prompt and its reply may have; ``None`` if nobody tells.
+        limit: The most tokens that a prompt and its reply may have; ``None`` if unknown.
         on_overflow: What to do about more.
 
     Raises:
-        ConfigurationError: That is no such thing.
+        ConfigurationError: if `on_overflow` is neither of the two words nor a function.
     """
 
     def __init__(self, limit: int | None, on_overflow: OnOverflow) -> None:
         if on_overflow not in ("error", "drop-oldest") and not callable(on_overflow):
             raise ConfigurationError(
-                f"on_overflow={on_overflow!r} is nothing that could be done about a full context.",
-                remedy="Use 'error', 'drop-oldest', or a function from a history to a shorter one.",
+                f"on_overflow must be 'error', 'drop-oldest' or a function, not {on_overflow!r}.",
+                remedy="A function takes the history and returns a shorter one.",
             )
         self.limit = limit
         self.on_overflow = on_overflow
 
     def needs_room(self, length: int, max_tokens: int) -> bool:
-        """Whether a prompt of this length leaves too little room, and `make_room` may help."""
+        """Return True if a prompt of this length is too long, and `make_room` may help."""
         if self.limit is None or self.on_overflow == "error":
             return False
         return length + self._reserve(max_tokens) > self.limit
@@ -53,16 +53,16 @@ class ContextLimit:
         *,
         max_tokens: int,
     ) -> tuple[Message, ...]:
-        """The history that a turn can go on from where `needs_room` says so; `check` what it makes.
+        """Drop old turns until the prompt fits. The result may still be too long: call `check`.
 
         Args:
             history: What was said before.
             messages: What is said now; its own turn is never dropped, even if it began before.
-            measure: How many tokens a prompt of some history and these messages has.
+            measure: Returns how many tokens a prompt of some history and these messages has.
             max_tokens: How long the reply may be.
 
         Raises:
-            MessageError: A callable returned something other than messages.
+            MessageError: if a function returned something other than messages.
         """
         if callable(self.on_overflow):
             return check_messages(self.on_overflow(tuple(history)))
@@ -80,16 +80,16 @@ class ContextLimit:
         return without_turns(history, messages, least)
 
     def _reserve(self, max_tokens: int) -> int:
-        """How many tokens are kept free for the reply: one, or its share where turns may go."""
+        """Return how many tokens stay free for the reply: one, or its share where turns may go."""
         if self.limit is None or self.on_overflow != "drop-oldest":
             return 1
         return max(min(max_tokens, self.limit // RESERVED_SHARE), 1)
 
     def check(self, length: int) -> None:
-        """Refuse a prompt that leaves no room for a token of reply.
+        """Refuse a prompt that is too long for any reply.
 
         Raises:
-            ContextLengthError: It does.
+            ContextLengthError: if it leaves no token for the reply.
         """
         if self.limit is not None and length >= self.limit:
             raise ContextLengthError(
@@ -100,7 +100,7 @@ class ContextLimit:
             )
 
     def within(self, config: GenerationConfig, length: int) -> GenerationConfig:
-        """Settings under which the reply to a prompt of this length stays within the context."""
+        """Return settings under which the reply to a prompt of this length fits the context."""
         if self.limit is None or length + config.max_tokens <= self.limit:
             return config
         return replace(config, max_tokens=self.limit - length)
@@ -109,7 +109,7 @@ class ContextLimit:
 def without_turns(
     history: Sequence[Message], messages: Sequence[Message], count: int
 ) -> tuple[Message, ...]:
-    """A history without its oldest turns; system messages stay, and so does the turn that goes on.
+    """Return a history without its oldest turns; system messages stay, and so does the open turn.
 
     Args:
         history: What was said before.
@@ -126,7 +126,7 @@ def without_turns(
 
 
 def dropped_from(history: Sequence[Message], kept: Sequence[Message]) -> tuple[Message, ...]:
-    """The messages of one history that another one lacks."""
+    """Return the messages of one history that another one lacks."""
     remaining = list(kept)
     dropped = []
     # The newest stay, most often in one piece.

@@ -1,93 +1,184 @@
-"""A turn, planned before anything changes."""
+"""A turn, planned before anything changes.
+
+A plan builds nothing and changes nothing: it may be thrown away, and then nothing happened. Turns
+of four kinds are planned here, and all of them are opened by `SessionCore.open`:
+
+- a turn with new messages (`plan_turn`), also one that replaces the last reply;
+- reading ahead (`plan_ahead`): what every next prompt begins with, without a reply;
+- a cut (`plan_cut`): messages are taken back, and nothing is read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..config import GenerationConfig
-from ..engine import Context
-from ..messages import Message
-from .cache import SessionCache
+from ..conversation import Conversation
+from ..errors import TemplateError
+from ..ledger import TokenLedger, common_prefix
+from ..messages import Message, Role
 from .overflow import ContextLimit, dropped_from
 from .prompt import Prompt, PromptBuilder
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What a turn will feed, to which context, and what will become of the history.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnPlan:
+    """A turn before it is taken: what it feeds, and what it makes of the conversation."""
 
-    Attributes:
-        context: From `SessionCache.context_for`.
-        config: The settings, as far as the context has room for them.
-        prompt: The prompt.
-        history: What was said before, without what was dropped.
-        messages: What is said now.
-        dropped: What had to leave the history.
-    """
-
-    context: Context
-    config: GenerationConfig
+    conversation: Conversation
+    """The conversation once the turn is open: without what was dropped, with what is asked."""
     prompt: Prompt
-    history: tuple[Message, ...]
-    messages: tuple[Message, ...]
-    dropped: tuple[Message, ...]
+    """The prompt that the cache will be filled from."""
+    config: GenerationConfig
+    """The settings of the reply, as far as the context has room for it."""
+    length: int
+    """How many tokens the prompt has, an opaque prefix included."""
+    dropped: tuple[Message, ...] = ()
+    """The messages that have to leave the history, so that the prompt fits into the context."""
+    if_empty: tuple[Message, ...] | None = None
+    """The history if the reply ends before its first token; ``None`` records an empty reply."""
+    replies: bool = True
+    """False if nothing is said, so that no reply is recorded."""
 
     @property
-    def length(self) -> int:
-        """How many tokens the prompt has, an opaque prefix included."""
-        return self.context.prefix + len(self.prompt.ledger.ids)
+    def reply_opening(self) -> str:
+        """The end of the prompt, where the template may already have opened the reply.
 
-    @property
-    def behind(self) -> str:
-        """What the template may begin a reply with; empty if the prompt ends in what was asked."""
-        text, asked = self.prompt.ledger.text, self.messages[-1].content.strip()
+        Empty if the prompt ends with the message that was asked.
+        """
+        text, asked = self.prompt.ledger.text, self.conversation.messages[-1].text.strip()
         return "" if asked and text.rstrip().endswith(asked) else text
 
 
-def plan_turn(
-    history: Sequence[Message],
-    messages: Sequence[Message],
-    *,
-    system: Message | None,
-    config: GenerationConfig,
-    prompts: PromptBuilder,
-    cache: SessionCache,
-    limit: ContextLimit,
-) -> Turn:
-    """Make the prompt of a turn, and room for it.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CacheView:
+    """A session's cache, as far as planning must know it."""
+
+    ledger: TokenLedger
+    """The ids that it holds after its opaque prefix."""
+    prefix: int
+    """How many tokens the opaque prefix has."""
+    wants_checkpoints: bool
+    """True if the cache can rewind to checkpoints alone."""
+
+
+class Planner:
+    """Plans turns.
 
     Args:
-        history: What was said before.
-        messages: What is said now; not empty.
-        system: The instructions.
-        config: The settings of the reply.
         prompts: Makes prompts.
-        cache: What the model has read.
-        limit: What it can look back on.
-
-    Raises:
-        TemplateError: The chat template refused the conversation.
-        ConfigurationError: The model can't do what `config` asks.
-        ContextLengthError: The prompt does not fit into the model's context.
+        limit: The model's context.
     """
-    # A cache of another kind is replaced only once nothing can be refused any more.
-    context = cache.context_for(config)
-    held = cache.held(config)
 
-    def build(history: Sequence[Message], *, places: bool) -> tuple[Prompt, int]:
-        built = prompts.build(system, [*history, *messages], held, places=places)
-        return built, context.prefix + len(built.ledger.ids)
+    def __init__(self, prompts: PromptBuilder, limit: ContextLimit) -> None:
+        self._prompts = prompts
+        self._limit = limit
 
-    def measure(history: Sequence[Message]) -> int:
-        return build(history, places=False)[1]
+    def plan_turn(
+        self,
+        conversation: Conversation,
+        messages: Sequence[Message],
+        config: GenerationConfig,
+        cache: CacheView,
+        *,
+        if_empty: tuple[Message, ...] | None = None,
+    ) -> TurnPlan:
+        """Plan a reply to new messages, and make room for it.
 
-    kept = tuple(history)
-    dropped: tuple[Message, ...] = ()
-    built, length = build(kept, places=context.wants_marks)
-    if limit.needs_room(length, config.max_tokens):
-        kept = limit.make_room(history, messages, measure, max_tokens=config.max_tokens)
-        dropped = dropped_from(history, kept)
-        built, length = build(kept, places=context.wants_marks)
-    limit.check(length)
-    return Turn(context, limit.within(config, length), built, kept, tuple(messages), dropped)
+        Args:
+            conversation: What was said before.
+            messages: What is said now; not empty.
+            config: The settings of the reply.
+            cache: What the model has read.
+            if_empty: See `TurnPlan`.
+
+        Raises:
+            TemplateError: if the chat template refuses the conversation.
+            ContextLengthError: if the prompt does not fit into the model's context.
+            MessageError: if a function for `on_overflow` returned something else than messages.
+        """
+        history = conversation.messages
+
+        def build(history: Sequence[Message], *, checkpoints: bool) -> Prompt:
+            asked = conversation.with_messages((*history, *messages))
+            return self._prompts.build(asked, cache.ledger, checkpoints=checkpoints)
+
+        def measure(history: Sequence[Message]) -> int:
+            return cache.prefix + len(build(history, checkpoints=False).ledger.ids)
+
+        kept: Sequence[Message] = history
+        dropped: tuple[Message, ...] = ()
+        prompt = build(kept, checkpoints=cache.wants_checkpoints)
+        length = cache.prefix + len(prompt.ledger.ids)
+        if self._limit.needs_room(length, config.max_tokens):
+            kept = self._limit.make_room(history, messages, measure, max_tokens=config.max_tokens)
+            dropped = dropped_from(history, kept)
+            prompt = build(kept, checkpoints=cache.wants_checkpoints)
+            length = cache.prefix + len(prompt.ledger.ids)
+        self._limit.check(length)
+        return TurnPlan(
+            conversation=conversation.with_messages((*kept, *messages)),
+            prompt=prompt,
+            config=self._limit.within(config, length),
+            length=length,
+            dropped=dropped,
+            if_empty=if_empty,
+        )
+
+    def plan_ahead(
+        self, conversation: Conversation, config: GenerationConfig, cache: CacheView
+    ) -> TurnPlan | None:
+        """Plan to read what every prompt begins with that adds a question to a conversation.
+
+        Returns:
+            The plan; ``None`` if the cache holds all of it already, or if the next turn has to
+            drop messages first.
+
+        Raises:
+            TemplateError: if the chat template refuses the conversation.
+            ContextLengthError: if the prompt does not fit into the model's context.
+        """
+        prompt = self._prompts.build_opening(conversation, cache.ledger)
+        ids = prompt.ledger.ids
+        length = cache.prefix + len(ids)
+        if common_prefix(cache.ledger.ids, ids) == len(ids) or self._limit.needs_room(length, 1):
+            return None
+        self._limit.check(length)
+        return TurnPlan(
+            conversation=conversation,
+            prompt=prompt,
+            config=replace(config, max_tokens=0),
+            length=length,
+            replies=False,
+        )
+
+    def plan_cut(
+        self, conversation: Conversation, config: GenerationConfig, cache: CacheView
+    ) -> TurnPlan:
+        """Plan to take back messages: the cache keeps what later prompts still begin with.
+
+        Args:
+            conversation: What is left.
+            config: The settings of replies.
+            cache: What the model has read.
+        """
+        ledger = cache.ledger
+        keep = common_prefix(ledger.ids, self._expected_ids(conversation, ledger))
+        return TurnPlan(
+            conversation=conversation,
+            prompt=Prompt(ledger.truncate(keep)),
+            config=config,
+            length=cache.prefix + keep,
+            replies=False,
+        )
+
+    def _expected_ids(self, conversation: Conversation, cached: TokenLedger) -> tuple[int, ...]:
+        """Return what the next prompt may begin with; nothing if the template refuses it."""
+        messages = conversation.messages
+        try:
+            if not messages or messages[-1].role in (Role.ASSISTANT, Role.SYSTEM):
+                return self._prompts.shared_ids(conversation, cached)
+            return self._prompts.build(conversation, cached, checkpoints=False).ledger.ids
+        except TemplateError:
+            return ()

@@ -1,21 +1,35 @@
-"""The stream of one turn."""
+"""Reply: the driver of one turn, for a caller that iterates.
+
+*How it works.* Each call of ``next`` takes one step from the context, has the reader turn it into
+pieces of text, and yields the first of them; further pieces of the same token wait for the next
+calls. The clock, and Ctrl-C, are handled here and nowhere else in a turn: the work runs under an
+`InterruptHold`, so that a KeyboardInterrupt arrives between two steps, where the cache is in step.
+
+*Ending.* However the reply ends (a finish reason, `close`, the end of a ``with`` block, garbage
+collection, an exception, Ctrl-C), `_end` closes the generator first, so that the context settles on
+what it holds, then adds the text that is still withheld, then commits the turn; once.
+
+*What does not work.* A KeyboardInterrupt in the main thread can't stop a reply that another thread
+iterates; and one that comes while a reply is garbage collected is delivered a moment later, since
+Python swallows exceptions in finalizers.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from collections.abc import Set as AbstractSet
+from collections.abc import Generator
 from time import perf_counter
 from types import TracebackType
 
-from ..config import GenerationConfig
-from ..engine import Context, Detokenizer, Step
+from ..engine import Step
 from ..errors import SessionBusyError
 from ..interrupt import InterruptHold
 from ..messages import Message
-from ..response import FinishReason, GenerationResponse, TextKind
-from ..text.stops import StopStrings
-from ..text.tags import ReasoningSplitter, TextPart
+from ..response import FinishReason, GenerationResponse
+from ..text.reader import ReplyReader
+from ..text.tags import TextPiece
 from ..usage import TurnUsage
+from .core import SessionCore
+from .plan import TurnPlan
 
 
 class Reply:
@@ -23,110 +37,110 @@ class Reply:
 
     Made by `ChatSession.stream`. However it ends (eos, length, a stop string, `close`, leaving the
     ``with`` block, garbage collection, an exception, Ctrl-C), it is recorded in the session exactly
-    once, with the text said so far. Ctrl-C is delivered between two tokens or two chunks of
+    once, with the text generated so far. Ctrl-C is delivered between two tokens or two chunks of
     prefill, never inside one.
 
+    >>> import segue
+    >>> from segue.testing import FakeEngine
+    >>> session = segue.ChatSession(FakeEngine(["hello world"]))
+    >>> with session.stream("Hi") as reply:
+    ...     for response in reply:
+    ...         print(response.text, end="|")
+    hello| world||
+    >>> reply.text, str(reply.finish_reason)
+    ('hello world', 'stop')
+
     Raises (while iterating):
-        GenerationError: The model or its runtime failed; what was said until then is recorded.
-        SessionBusyError: It is used from inside its own progress callback, or from another thread
-            while it runs.
+        GenerationError: if the model or its runtime failed; the text until then is recorded.
+        SessionBusyError: if it is used from inside its own progress callback, or from another
+            thread while it runs.
     """
 
     def __init__(
         self,
+        core: SessionCore,
+        plan: TurnPlan,
         steps: Generator[Step, None, None],
-        *,
-        context: Context,
-        eos_token_ids: AbstractSet[int],
-        detokenizer: Detokenizer,
-        splitter: ReasoningSplitter,
-        config: GenerationConfig,
-        prompt_tokens: int,
-        cached_tokens: int,
-        dropped: tuple[Message, ...],
-        record: Callable[[Reply], None],
+        reader: ReplyReader,
+        cached: int,
     ) -> None:
+        self._core = core
+        self._plan = plan
         self._steps = steps
-        self._context = context
-        self._eos = eos_token_ids
-        self._max_tokens = config.max_tokens
-        self._detokenizer = detokenizer
-        self._stops = StopStrings(config.stop)
-        self._splitter = splitter
-        self._prompt_tokens = prompt_tokens
-        self._cached_tokens = cached_tokens
-        self._dropped = dropped
-        self._record = record
-        self._tokens: list[int] = []
-        self._pieces: dict[TextKind, list[str]] = {kind: [] for kind in TextKind}
-        # Pieces that the newest token made beside the one that was told.
+        self._reader = reader
+        self._cached = cached
+        # Pieces that the newest token made besides the one that was yielded.
         self._waiting: list[GenerationResponse] = []
-        self._finish_reason: FinishReason | None = None
         self._hold = InterruptHold()
         self._running = False
         self._ended = False
         self._prefill_started = 0.0
         self._decode_started = 0.0
         self._last_token = 0.0
-        self._usage: TurnUsage | None = None
         self._prompt_tps = 0.0
+        self._usage: TurnUsage | None = None
 
     @property
     def text(self) -> str:
-        """What has been said so far, without reasoning; once ended, what the history records."""
-        return "".join(self._pieces[TextKind.ANSWER])
+        """The text so far, without reasoning; once ended, what the history records."""
+        return self._reader.text
 
     @property
     def reasoning(self) -> str:
-        """What the model has thought so far, where it marks that; recorded with the text."""
-        return "".join(self._pieces[TextKind.REASONING])
+        """The reasoning so far, if the model marks it; recorded with the text."""
+        return self._reader.reasoning
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """The ids generated so far, a final eos included."""
-        return tuple(self._tokens)
+        return tuple(self._reader.tokens)
 
     @property
     def finish_reason(self) -> FinishReason | None:
         """Why the reply ended; ``None`` while it runs, and if it was cut short."""
-        return self._finish_reason
+        return self._reader.finish_reason
 
     @property
     def prompt_tokens(self) -> int:
         """Tokens in the whole prompt of this turn."""
-        return self._prompt_tokens
+        return self._plan.length
 
     @property
     def cached_tokens(self) -> int:
-        """How many of those the KV cache held already."""
-        return self._cached_tokens
+        """How many of those were cached and not read again.
+
+        What the engine reports; until it does, what the session's cache should hold.
+        """
+        return self._cached
 
     @property
     def dropped(self) -> tuple[Message, ...]:
         """The messages that left the history so that this turn fits into the model's context."""
-        return self._dropped
+        return self._plan.dropped
 
     @property
     def usage(self) -> TurnUsage:
-        """What this turn has cost so far."""
+        """The cost of this turn so far."""
         if self._usage is not None:
             return self._usage
-        fed = self._prompt_tokens - self._cached_tokens
-        if not self._tokens:
+        cached = self.cached_tokens
+        fed = self.prompt_tokens - cached
+        count = len(self._reader.tokens)
+        if not count:
             # Broken off while the prompt was being read: only a part of it may have been.
-            fed = max(min(self._context.offset - self._cached_tokens, fed), 0)
+            fed = max(min(self._core.cache.offset - cached, fed), 0)
         return TurnUsage(
-            self._prompt_tokens,
-            self._cached_tokens,
-            fed,
-            len(self._tokens),
-            self._decode_started - self._prefill_started if self._tokens else 0.0,
-            self._last_token - self._decode_started,
+            prompt_tokens=self.prompt_tokens,
+            cached_tokens=cached,
+            fed_tokens=fed,
+            generated_tokens=count,
+            prefill_seconds=self._decode_started - self._prefill_started if count else 0.0,
+            decode_seconds=self._last_token - self._decode_started,
         )
 
     @property
     def ended(self) -> bool:
-        """Whether the reply is over and recorded."""
+        """True once the reply is over and recorded."""
         return self._ended
 
     def __iter__(self) -> Reply:
@@ -148,12 +162,12 @@ class Reply:
             self._running = False
 
     def close(self) -> None:
-        """End the reply here and record what was said; nothing more if it has ended.
+        """End the reply here and record it; do nothing if it has ended.
 
         Raises:
-            SessionBusyError: It is running right now, and this is its own progress callback or
+            SessionBusyError: if it is running right now: this is its own progress callback, or
                 another thread.
-            KeyboardInterrupt: Ctrl-C came during the last token and was not delivered yet.
+            KeyboardInterrupt: if Ctrl-C came during the last token and was not delivered yet.
         """
         self._claim()
         try:
@@ -190,96 +204,76 @@ class Reply:
         self._running = True
 
     def _advance(self) -> GenerationResponse:
-        """Take one step; raises StopIteration where there is none to take."""
+        """Take one step; raise StopIteration if there is none to take."""
         if self._waiting:
-            return self._told(self._waiting.pop(0))
+            return self._yielded(self._waiting.pop(0))
         if self._ended:
             raise StopIteration
-        if not self._tokens:
+        if not self._reader.tokens:
             self._prefill_started = perf_counter()
         step = next(self._steps, None)
-        now = perf_counter()
         if step is None:
-            self._finish_reason = FinishReason.LENGTH
-            self._keep(self._split(self._tail(), last=True))
+            self._reader.run_out()
             raise StopIteration
-        self._tokens.append(step.token)
-        self._last_token = now
-        count = len(self._tokens)
-        if count == 1:
-            fed = self._prompt_tokens - self._cached_tokens
-            self._prompt_tps = fed / max(now - self._prefill_started, 1e-9)
-            self._decode_started = now
-        text = self._read(step.token, last=count == self._max_tokens)
-        parts = self._split(text, last=self._finish_reason is not None)
-        self._keep(parts)
-        responses = [
-            GenerationResponse(
-                part.text,
-                step.token,
-                step.logprobs,
-                step.from_draft,
-                self._prompt_tokens,
-                self._cached_tokens,
-                self._prompt_tps,
-                count,
-                # The first token belongs to prefill: until a second one, there is no rate to tell.
-                (count - 1) / max(now - self._decode_started, 1e-9) if count > 1 else 0.0,
-                self._context.peak_memory,
-                self._finish_reason if place == len(parts) else None,
-                part.kind,
-            )
-            for place, part in enumerate(parts, 1)
-        ]
-        self._waiting = responses[1:]
-        return self._told(responses[0])
+        self._last_token = perf_counter()
+        if not self._reader.tokens:
+            self._note_prefill()
+        pieces = self._reader.push(step.token)
+        if len(pieces) > 1:
+            self._waiting = [self._response(step, piece, pieces[-1]) for piece in pieces[1:]]
+        return self._yielded(self._response(step, pieces[0], pieces[-1]))
 
-    def _told(self, response: GenerationResponse) -> GenerationResponse:
+    def _note_prefill(self) -> None:
+        """The prompt was read: note what that took, and what the engine reused of it."""
+        self._note_reused()
+        self._decode_started = self._last_token
+        fed = self.prompt_tokens - self._cached
+        self._prompt_tps = fed / max(self._decode_started - self._prefill_started, 1e-9)
+
+    def _note_reused(self) -> None:
+        reused = self._core.cache.reused
+        if reused is not None:
+            self._cached = reused
+
+    def _response(self, step: Step, piece: TextPiece, last: TextPiece) -> GenerationResponse:
+        reader = self._reader
+        count = len(reader.tokens)
+        seconds = self._last_token - self._decode_started
+        return GenerationResponse(
+            text=piece.text,
+            token=step.token,
+            logprobs=step.logprobs,
+            from_draft=step.from_draft,
+            prompt_tokens=self._plan.length,
+            cached_tokens=self._cached,
+            prompt_tps=self._prompt_tps,
+            generation_tokens=count,
+            # The first token belongs to prefill: until there is a second one, there is no rate.
+            generation_tps=(count - 1) / max(seconds, 1e-9) if count > 1 else 0.0,
+            peak_memory=self._core.cache.peak_memory,
+            finish_reason=reader.finish_reason if piece is last else None,
+            kind=piece.kind,
+        )
+
+    def _yielded(self, response: GenerationResponse) -> GenerationResponse:
         if response.finish_reason is not None:
             self._end()
         return response
 
-    def _split(self, text: str, *, last: bool) -> list[TextPart]:
-        """The parts that some text makes certain; one without text if there are none."""
-        parts = self._splitter.add(text)
-        if last:
-            parts += self._splitter.finish()
-        return parts or [TextPart(self._splitter.kind, "")]
-
-    def _keep(self, parts: list[TextPart]) -> None:
-        for part in parts:
-            self._pieces[part.kind].append(part.text)
-
-    def _read(self, token: int, *, last: bool) -> str:
-        """The text that a token makes certain; sets the finish reason where it ends the reply."""
-        if token in self._eos:
-            self._finish_reason = FinishReason.STOP
-            return self._tail()
-        text = self._stops.add(self._detokenizer.add(token))
-        if last and not self._stops.found:
-            text += self._tail()
-            self._finish_reason = FinishReason.LENGTH
-        if self._stops.found:
-            self._finish_reason = FinishReason.STOP
-        return text
-
-    def _tail(self) -> str:
-        """What the detokenizer and the stop strings still withhold."""
-        return self._stops.add(self._detokenizer.finish()) + self._stops.finish()
-
     def _end(self) -> None:
-        """Stop generating, flush what is withheld, and record the turn; once."""
+        """Stop generating, add what is withheld, and commit the turn; once."""
         if self._ended:
             return
-        self._ended = True
         self._waiting.clear()
         try:
             self._steps.close()
         finally:
+            self._ended = True
+            if self._reader.tokens:
+                self._note_reused()  # a server may report it last
             try:
-                if self._finish_reason is None:
-                    self._keep(self._split(self._tail(), last=True))
+                self._reader.close()
                 self._usage = self.usage
-                self._record(self)
+                self._core.commit(self._plan, self._reader, self._usage)
             finally:
                 self._hold.disarm()
