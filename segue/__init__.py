@@ -1,10 +1,15 @@
-"""Multi-turn conversations with local language models that never read a token twice."""
+"""Multi-turn conversations with local language models that never read a token twice.
+
+What is public is here, in `segue.engine` (for those who write an engine) and in `segue.testing`
+(for the tests of programs). All other modules are private, and change without notice.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .config import GenerationConfig, SpeculativeDecodingConfig
+from .config import CacheConfig, GenerationConfig
+from .conversation import Conversation
 from .errors import (
     BackendMissingError,
     ConfigurationError,
@@ -28,15 +33,18 @@ from .errors import (
     SessionNotFoundError,
     SessionWarning,
     TemplateError,
+    UnsupportedFeatureError,
     UnsupportedModelError,
 )
-from .messages import Message, Role
+from .messages import Message, Role, Text
+from .prompt_cache import PromptCache
 from .response import FinishReason, GenerationResponse, TextKind
 from .session import ChatSession
-from .store.prompt_cache import PromptCache, load_prompt_cache
+from .store.prompt_cache import load_prompt_cache
 from .store.session_file import SessionFile
+from .tool_call import ToolCall
 from .turn.reply import Reply
-from .usage import TurnUsage, Usage
+from .usage import TurnPreview, TurnUsage, Usage
 
 if TYPE_CHECKING:
     from .loading import load
@@ -46,9 +54,11 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendMissingError",
+    "CacheConfig",
     "ChatSession",
     "ConfigurationError",
     "ContextLengthError",
+    "Conversation",
     "FinishReason",
     "GenerationConfig",
     "GenerationError",
@@ -76,10 +86,13 @@ __all__ = [
     "SessionLockedError",
     "SessionNotFoundError",
     "SessionWarning",
-    "SpeculativeDecodingConfig",
     "TemplateError",
+    "Text",
     "TextKind",
+    "ToolCall",
+    "TurnPreview",
     "TurnUsage",
+    "UnsupportedFeatureError",
     "UnsupportedModelError",
     "Usage",
     "__version__",
@@ -88,17 +101,29 @@ __all__ = [
 ]
 
 
+for _name in __all__:
+    # So that a traceback, and repr, name what programs import.
+    if getattr(globals().get(_name), "__module__", "").startswith(f"{__name__}."):
+        globals()[_name].__module__ = __name__
+
+
 def __getattr__(name: str) -> Any:
-    """`load` and `MlxEngine`, from the MLX room, which is opened when first asked for."""
+    """Return `load` and `MlxEngine`, which need more than the core, when first asked for."""
     if name == "load":
         from .loading import load
 
+        load.__module__ = __name__
         return load
     if name == "MlxEngine":
-        from .loading import require_backend
+        from .mlx.loading import require_backend
 
         require_backend()
         from .mlx.engine import MlxEngine
 
+        MlxEngine.__module__ = __name__
         return MlxEngine
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

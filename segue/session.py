@@ -1,68 +1,93 @@
-"""A conversation: its history, and the KV cache that follows it."""
+"""ChatSession: a conversation, and everything one can do with it."""
 
 from __future__ import annotations
 
-import copy
 import os
 import warnings
-from collections import Counter
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, NoReturn, Self, Unpack
 
-from .config import GenerationConfig, SpeculativeDecodingConfig
-from .conversation import checked_index, last_turn, start_of_turns
-from .engine import Engine, PrefillProgress, StoredPart, check_progress
-from .errors import ConfigurationError, PromptCacheError, SessionWarning
-from .files.atomic import checked_path
-from .files.lock import FileLock
-from .messages import Message, Role, as_messages, check_messages
-from .store.opening import (
-    constructor_arguments,
-    lock_to_read,
-    warn_of_losses,
-    write_session,
+from .checks import check_engine
+from .config import (
+    CacheConfig,
+    GenerationConfig,
+    GenerationOverrides,
+    check_cache,
+    check_generation,
+    with_overrides,
 )
-from .store.prompt_cache import PromptCache, describe
+from .conversation import Conversation, checked_index, start_of_turns
+from .engine import Engine, PrefillProgress, StoredState, Stores
+from .errors import ConfigurationError, PromptCacheError, SessionWarning
+from .files.lock import FileLock
+from .files.path import checked_path
+from .interrupt import InterruptHold
+from .messages import AnyRole, Message, Role, as_messages
+from .prompt_cache import PromptCache
+from .store.opening import SavedState, lock_to_read, opening_arguments, warn_of_losses
+from .store.prompt_cache import describe
+from .store.saving import write_session
 from .store.session_file import SessionFile
 from .store.settings import SessionSettings
-from .turn.cache import SessionCache
-from .turn.core import TurnTaker, check_generation
-from .turn.overflow import ContextLimit, OnOverflow
+from .turn.core import SessionCore
+from .turn.overflow import OnOverflow
+from .turn.plan import TurnPlan
 from .turn.reply import Reply
+from .usage import TurnPreview, Usage
 
 
-class ChatSession(TurnTaker):
-    """A multi-turn conversation with one model, whose KV cache is kept from turn to turn.
+class ChatSession:
+    """A multi-turn conversation with one model, whose KV cache stays from turn to turn.
 
     Each turn feeds the model only the tokens it has not read yet. A session has at most one live
     reply: whatever needs the cache (another turn, `clear`) closes it first, which records it. A
     session belongs to one thread at a time; any number of sessions may share an engine. Use the
-    same few threads again and again: MLX keeps some of its own for each that ever ran a model.
+    same few threads again and again: an engine may keep memory for each that ever ran a model.
+
+    >>> import segue
+    >>> from segue.testing import FakeEngine
+    >>> session = segue.ChatSession(FakeEngine(["Hello!", "Fine."]), instructions="Be brief.")
+    >>> session.respond("Hi")
+    'Hello!'
+    >>> session.respond("How are you?", temperature=0.7)
+    'Fine.'
+    >>> [message.role.value for message in session.history]
+    ['user', 'assistant', 'user', 'assistant']
 
     Args:
         engine: The model, from `segue.load` or `segue.MlxEngine`.
-        instructions: The system message, put in front of every prompt but not in the history.
-        history: A conversation to go on from, a leading system message included. It is read in
-            the first turn.
-        generation: Settings of the replies.
+        instructions: The system message, before every prompt but not in the history.
+        history: An existing conversation to start from, a leading system message included. It is
+            read in the first turn.
         template_kwargs: Arguments for the model's chat template (``tools``, ``enable_thinking``);
             copied.
-        speculative: Decode faster with a draft.
-        cache: A KV cache to begin with, from `segue.load_prompt_cache`. If its tokens are known,
-            the session goes on with the conversation that it was saved from, as far as no
-            `instructions`, `history` or `template_kwargs` are given; it is kept as far as prompts
-            begin with its text. If they are not, it stays in front of all that is said.
+        generation: Settings of the replies. Every verb that replies takes overrides.
+        cache: Settings of the KV cache, fixed for the session's life.
+        draft: Decode faster: ``"prompt-lookup"`` proposes what followed the same tokens earlier in
+            the conversation (Saxena 2023), at no cost in memory; an engine proposes with its own,
+            smaller model, which must have the same vocabulary. The model checks several proposals
+            in one pass. The reply stays what the model alone would have said: the same tokens where
+            the likeliest one is taken, and the same distribution where they are sampled (rejection
+            sampling, Leviathan et al. 2023, "Fast Inference from Transformers via Speculative
+            Decoding"). A draft that does not pay, by the clock, is left out until it is tried
+            again, ever more rarely.
+        prompt_cache: A KV cache to begin with, from `segue.load_prompt_cache`. If its tokens are
+            known, the session continues the conversation that it was saved from, unless
+            `instructions`, `history` or `template_kwargs` are given; the cache is used as far as
+            prompts begin with its text. If they aren't, it stays before everything that is said.
         on_overflow: What to do when a prompt would not fit into the model's context: ``"error"``
             raises ContextLengthError; ``"drop-oldest"`` drops the oldest whole turns (never the
-            instructions, never half a tool exchange) so that a reply fits, too, and tells them as
-            `Reply.dropped`; a callable gets the history and returns the one to go on with.
+            instructions, never half a tool exchange) so that a reply fits, too, and lists them as
+            `Reply.dropped`; a function gets the history and returns the one to continue with.
 
     Raises:
-        ConfigurationError: An argument has the wrong type, the draft does not go with the engine,
-            or the cache does not go with it or with `generation`.
-        MessageError: The history holds something other than messages.
+        ConfigurationError: if an argument has the wrong type, or the draft, the cache or the prompt
+            cache does not suit the engine.
+        UnsupportedFeatureError: if the engine lacks what an argument asks for.
+        MessageError: if the history holds something other than messages.
     """
 
     def __init__(
@@ -71,121 +96,232 @@ class ChatSession(TurnTaker):
         *,
         instructions: str | None = None,
         history: Iterable[Message] = (),
-        generation: GenerationConfig = GenerationConfig(),  # noqa: B008 (immutable)
         template_kwargs: Mapping[str, Any] | None = None,
-        speculative: SpeculativeDecodingConfig | None = None,
-        cache: PromptCache | None = None,
+        generation: GenerationConfig = GenerationConfig(),  # noqa: B008 (immutable)
+        cache: CacheConfig = CacheConfig(),  # noqa: B008 (immutable)
+        draft: Engine | Literal["prompt-lookup"] | None = None,
+        prompt_cache: PromptCache | None = None,
         on_overflow: OnOverflow = "error",
     ) -> None:
-        if not callable(getattr(engine, "context", None)):
-            raise ConfigurationError(
-                f"{engine!r} is not an engine.",
-                remedy="Pass what segue.load(...) returns, or an MlxEngine.",
-            )
-        if template_kwargs is not None and not isinstance(template_kwargs, Mapping):
-            raise ConfigurationError(
-                f"template_kwargs maps names to values; it is not {template_kwargs!r}.",
-                remedy="Pass a dict such as {'enable_thinking': False}.",
-            )
+        check_engine(engine)
         check_generation(generation)
-        limit = ContextLimit(engine.context_length, on_overflow)
-        kept = SessionCache(engine, generation, speculative=speculative, start=cache)
-        said = check_messages(history)
-        given = instructions is not None or said or template_kwargs is not None
-        if cache is not None and not given:
-            said = cache.history
-            instructions, template_kwargs = cache.instructions, cache.template_kwargs
-        try:
-            arguments = copy.deepcopy(dict(template_kwargs or {}))
-        except (TypeError, RecursionError) as error:
-            raise ConfigurationError(
-                f"template_kwargs holds something that can't be copied: {error}.",
-                remedy="Use strings, numbers, lists and dicts.",
-            ) from None
-        super().__init__(engine, kept, limit, said, instructions, arguments)
-        # Of the file that this session goes on with.
-        self._lock: FileLock | None = None
+        check_cache(cache)
+        conversation = Conversation(
+            instructions, history, {} if template_kwargs is None else template_kwargs
+        )
+        given = instructions is not None or conversation.messages or template_kwargs is not None
+        if isinstance(prompt_cache, PromptCache) and not given:
+            conversation = prompt_cache.conversation
+        self._take(
+            SessionCore(
+                engine,
+                conversation,
+                generation=generation,
+                cache=cache,
+                draft=draft,
+                prompt_cache=prompt_cache,
+                on_overflow=on_overflow,
+            )
+        )
+
+    def _take(self, core: SessionCore, lock: FileLock | None = None) -> None:
+        self._core = core
+        # The lock of the file that this session was saved to or opened from.
+        self._lock = lock
+        self._live: weakref.ref[Reply] | None = None
+
+    @classmethod
+    def _over(cls, core: SessionCore, lock: FileLock | None = None) -> Self:
+        session = cls.__new__(cls)
+        session._take(core, lock)
+        return session
+
+    def __repr__(self) -> str:
+        history = self._core.conversation.messages
+        return (
+            f"<ChatSession with {self._core.engine.name}: {len(history)} messages, "
+            f"{self.cached_tokens:,} tokens cached>"
+        )
+
+    @property
+    def instructions(self) -> str | None:
+        """The system message, or ``None``. Settable; takes effect in the next turn."""
+        return self._core.conversation.instructions
+
+    @instructions.setter
+    def instructions(self, instructions: str | None) -> None:
+        self._core.conversation = replace(self._core.conversation, instructions=instructions)
+
+    @property
+    def template_kwargs(self) -> Mapping[str, Any]:
+        """Arguments for the chat template. Settable; takes effect in the next turn."""
+        return self._core.conversation.template_kwargs
+
+    @template_kwargs.setter
+    def template_kwargs(self, template_kwargs: Mapping[str, Any]) -> None:
+        self._core.conversation = replace(self._core.conversation, template_kwargs=template_kwargs)
+
+    @property
+    def generation(self) -> GenerationConfig:
+        """The settings of replies. Settable; takes effect in the next turn."""
+        return self._core.generation
+
+    @generation.setter
+    def generation(self, generation: GenerationConfig) -> None:
+        self._core.generation = self._core.checked(generation)
+
+    @property
+    def cache(self) -> CacheConfig:
+        """The settings of the KV cache, completed with those of a prompt cache."""
+        return self._core.cache.config
+
+    @property
+    def history(self) -> tuple[Message, ...]:
+        """The messages, oldest first, without the instructions.
+
+        A live reply's own message joins it when the reply ends.
+        """
+        return self._core.conversation.messages
+
+    @property
+    def conversation(self) -> Conversation:
+        """Instructions, history and template arguments, as one value."""
+        return self._core.conversation
+
+    @property
+    def has_cache(self) -> bool:
+        """True if the KV cache holds any of this conversation, or a prefix of it."""
+        return self.cached_tokens > 0 or self._core.cache.opaque
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many tokens the KV cache stands for.
+
+        With `CacheConfig.max_kv_size`, and in models with sliding windows, the oldest of them are
+        counted although their keys and values have made room for newer ones. Where the engine owns
+        its cache (a server), this is what it was sent.
+        """
+        return self._core.cache.offset
+
+    @property
+    def acceptance_rate(self) -> float | None:
+        """The share of the draft's tokens that the model took, over all turns so far.
+
+        ``None`` as long as nothing was proposed.
+        """
+        proposed, accepted = self._core.cache.acceptance
+        return accepted / proposed if proposed else None
+
+    @property
+    def usage(self) -> Usage:
+        """The cost of the session so far; a live reply counts once it has ended."""
+        return self._core.usage
 
     def respond(
         self,
         prompt: str | Message | Sequence[Message],
         *,
-        role: Role = Role.USER,
+        role: AnyRole = Role.USER,
         reasoning: bool = False,
         prompt_progress_callback: PrefillProgress | None = None,
+        **overrides: Unpack[GenerationOverrides],
     ) -> str:
         """Take a turn and return the whole reply.
 
-        Errors are those of `stream`; a GenerationError is raised here.
+        Raises what `stream` raises, and a GenerationError if the model fails.
+
+        >>> import segue
+        >>> from segue.testing import FakeEngine
+        >>> segue.ChatSession(FakeEngine(["Paris."])).respond("The capital of France?")
+        'Paris.'
 
         Args:
             prompt: See `stream`.
             role: See `stream`.
-            reasoning: Put what the model thought in front of its answer, a blank line between them.
+            reasoning: Put the model's reasoning before its answer, with a blank line between them.
             prompt_progress_callback: See `stream`.
+            overrides: See `stream`.
 
         Returns:
             The reply's text, as the history records it.
         """
-        reply = self.stream(prompt, role=role, prompt_progress_callback=prompt_progress_callback)
-        return _said(reply, reasoning)
+        reply = self.stream(
+            prompt, role=role, prompt_progress_callback=prompt_progress_callback, **overrides
+        )
+        return _whole(reply, reasoning)
 
     def stream(
         self,
         prompt: str | Message | Sequence[Message],
         *,
-        role: Role = Role.USER,
+        role: AnyRole = Role.USER,
         prompt_progress_callback: PrefillProgress | None = None,
+        **overrides: Unpack[GenerationOverrides],
     ) -> Reply:
         """Begin a turn; the model works as the reply is iterated.
 
-        A live reply is closed first, whatever comes of this one. The new messages are in the
+        A live reply is closed first, whatever becomes of this one. The new messages are in the
         history when this returns; nothing has been fed yet.
 
         Args:
             prompt: Text, a message, or several messages (the results of several tools, say).
-            role: Who speaks a prompt that is mere text.
+            role: Who speaks a prompt that is plain text.
             prompt_progress_callback: Called with ``(tokens fed, tokens to feed)`` during prefill.
+            overrides: Settings of this reply alone, as fields of GenerationConfig:
+                ``session.stream("Hello", temperature=1.0, stop=["END"])``.
 
         Raises:
-            MessageError: The prompt is not of such a form; nothing changed.
-            TemplateError: The chat template refused the conversation; nothing changed.
-            ConfigurationError: The model can't do what `generation` asks; nothing changed.
-            ContextLengthError: The prompt does not fit into the model's context; nothing changed.
-            SessionBusyError: A turn of this session is running at this moment.
+            MessageError: if the prompt has none of these forms; nothing changed.
+            ConfigurationError: if there is no such setting, its value is refused, or the engine
+                can't do what it asks; nothing changed.
+            TemplateError: if the chat template refuses the conversation; nothing changed.
+            ContextLengthError: if the prompt does not fit into the model's context; nothing
+                changed.
+            SessionBusyError: if a turn of this session is running at this moment.
         """
         messages = as_messages(prompt, role)
-        check_progress(prompt_progress_callback)
+        config = self._settings(prompt_progress_callback, overrides)
         self._close_live()
-        return self._begin(
-            tuple(self._history), messages, self._generation, prompt_progress_callback
-        )
+        with self._core.busy():
+            plan = self._core.plan_turn(messages, config)
+            return self._begin(plan, prompt_progress_callback)
 
-    def regenerate(
+    def retry(
         self,
         *,
         reasoning: bool = False,
         prompt_progress_callback: PrefillProgress | None = None,
-        **overrides: Any,
+        **overrides: Unpack[GenerationOverrides],
     ) -> str:
         """Replace the last reply, and return the new one.
 
-        The cache goes back to the end of the prompt, so that next to nothing is read again. Errors
-        are those of `stream_again`; a GenerationError is raised here.
+        The cache goes back to the end of the prompt, so that next to nothing is read again. Raises
+        what `stream_retry` raises, and a GenerationError if the model fails.
+
+        >>> import segue
+        >>> from segue.testing import FakeEngine
+        >>> session = segue.ChatSession(FakeEngine(["Hm.", "Paris."]))
+        >>> session.respond("The capital of France?"), session.retry(temperature=1.0)
+        ('Hm.', 'Paris.')
+        >>> len(session.history)
+        2
 
         Args:
             reasoning: See `respond`.
             prompt_progress_callback: See `stream`.
-            overrides: See `stream_again`.
+            overrides: See `stream`.
 
         Returns:
             The reply's text, as the history records it.
         """
-        reply = self.stream_again(prompt_progress_callback=prompt_progress_callback, **overrides)
-        return _said(reply, reasoning)
+        reply = self.stream_retry(prompt_progress_callback=prompt_progress_callback, **overrides)
+        return _whole(reply, reasoning)
 
-    def stream_again(
-        self, *, prompt_progress_callback: PrefillProgress | None = None, **overrides: Any
+    def stream_retry(
+        self,
+        *,
+        prompt_progress_callback: PrefillProgress | None = None,
+        **overrides: Unpack[GenerationOverrides],
     ) -> Reply:
         """Begin to replace the last reply, or to answer a question that has none (see `edit`).
 
@@ -194,32 +330,69 @@ class ChatSession(TurnTaker):
 
         Args:
             prompt_progress_callback: See `stream`.
-            overrides: Settings of this reply alone, as fields of GenerationConfig
-                (``temperature=1.0``, another ``seed``).
+            overrides: See `stream`; another `seed`, say.
 
         Raises:
-            HistoryError: There is nothing to reply to; nothing changed.
-            ConfigurationError: No such setting, or one that can't be; nothing changed.
-            TemplateError, ContextLengthError, SessionBusyError: See `stream`; nothing changed.
+            HistoryError: if there is nothing to reply to; nothing changed.
+            ConfigurationError, TemplateError, ContextLengthError, SessionBusyError: See `stream`;
+                nothing changed.
         """
-        check_progress(prompt_progress_callback)
+        config = self._settings(prompt_progress_callback, overrides)
         self._close_live()
-        before, asked = last_turn(self._history)
-        try:
-            config = self._cache.settle(replace(self._generation, **overrides))
-        except TypeError as error:
-            raise ConfigurationError(
-                f"A reply has no such setting: {error}.",
-                remedy="Use fields of GenerationConfig, such as temperature or seed.",
-            ) from None
-        history = tuple(self._history)
-        return self._begin(before, asked, config, prompt_progress_callback, otherwise=history)
+        with self._core.busy():
+            plan = self._core.plan_retry(config)
+            return self._begin(plan, prompt_progress_callback)
+
+    def preview(
+        self,
+        prompt: str | Message | Sequence[Message],
+        *,
+        role: AnyRole = Role.USER,
+        history: Iterable[Message] | None = None,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> TurnPreview:
+        """Return what a turn would cost, without taking it. Nothing changes.
+
+        What `stream` would refuse is refused here, too. A live reply continues.
+
+        >>> import segue
+        >>> from segue.testing import FakeEngine
+        >>> segue.ChatSession(FakeEngine()).preview("Hi").cached_tokens
+        0
+
+        Args:
+            prompt: See `stream`.
+            role: See `stream`.
+            history: What was said before, if not the present history.
+            overrides: See `stream`.
+
+        Raises:
+            MessageError, ConfigurationError, TemplateError, ContextLengthError: See `stream`.
+            SessionBusyError: if the session is making a prompt at this moment.
+        """
+        messages = as_messages(prompt, role)
+        config = self._settings(None, overrides)
+        self._core.check_idle()
+        with self._core.busy():
+            before = None if history is None else tuple(history)
+            plan = self._core.plan_turn(messages, config, history=before)
+            # An engine checks its settings when it is asked, and feeds nothing before a step.
+            self._core.run(plan, None).close()
+            return TurnPreview(plan.length, self._core.shared_tokens(plan), plan.dropped)
 
     def undo(self, turns: int = 1) -> tuple[Message, ...]:
         """Take back the last turns, tool exchanges with the turn they are part of.
 
         A live reply is closed first, and taken back with its turn. The cache goes back to where the
         turns began; what is left of the conversation is not read again. `usage` still counts them.
+
+        >>> import segue
+        >>> from segue.testing import FakeEngine
+        >>> session = segue.ChatSession(FakeEngine(["Hello!"]))
+        >>> session.respond("Hi"), [message.text for message in session.undo()]
+        ('Hello!', ['Hi', 'Hello!'])
+        >>> session.history
+        ()
 
         Args:
             turns: How many.
@@ -228,45 +401,60 @@ class ChatSession(TurnTaker):
             The messages that were taken back, oldest first.
 
         Raises:
-            HistoryError: There are not that many; nothing changed.
+            HistoryError: if there are not that many; nothing changed.
         """
         self._close_live()
-        return self._cut(start_of_turns(self._history, turns))
+        return self._cut(start_of_turns(self.history, turns))
 
     def edit(self, index: int, content: str) -> tuple[Message, ...]:
         """Change a message, and drop what followed it.
 
-        If it is one that awaits a reply, `regenerate` gives it. The cache goes back to where the
+        If the message awaits a reply, `retry` gives one. The cache goes back to where the
         conversation changed.
 
+        >>> import segue
+        >>> from segue.testing import FakeEngine
+        >>> session = segue.ChatSession(FakeEngine(["Paris.", "Rome."]))
+        >>> _ = session.respond("The capital of France?")
+        >>> _ = session.edit(-2, "The capital of Italy?")
+        >>> session.retry()
+        'Rome.'
+
         Args:
-            index: The message's place in `history`; a negative one counts from the end.
+            index: The message's index in `history`; a negative one counts from the end.
             content: Its new text; the other fields stay.
 
         Returns:
             The messages that were taken out, oldest first: the old one, and what followed.
 
         Raises:
-            HistoryError: There is no such message; nothing changed.
-            MessageError: The content is no text; nothing changed.
+            HistoryError: if there is no such message; nothing changed.
+            MessageError: if the content isn't text; nothing changed.
         """
         self._close_live()
-        place = checked_index(self._history, index)
-        return self._cut(place, replace(self._history[place], content=content))
+        index = checked_index(self.history, index)
+        return self._cut(index, replace(self.history[index], content=content))
 
     def fork(self) -> Self:
-        """A session that has the same history, cache, marks and settings, and goes its own way.
+        """Return an independent copy: the same history, cache, checkpoints and settings.
 
-        Nothing is copied before one of the two goes on, and then what is behind the fork: forks
-        share the keys and values of what they have in common. A live reply is closed first. The
-        fork's `usage` begins anew, and it has no file.
+        Nothing is copied until one of the two continues, and then only what comes after the fork:
+        forks share the keys and values of what they have in common. (Where an engine can't copy
+        contexts, the fork reads the conversation again.) A live reply is closed first. The fork's
+        `usage` begins anew, and it has no file.
+
+        >>> import segue
+        >>> from segue.testing import FakeEngine
+        >>> session = segue.ChatSession(FakeEngine(["Hello!", "Fine."]))
+        >>> _ = session.respond("Hi")
+        >>> branch = session.fork()
+        >>> branch.respond("How are you?"), len(session.history)
+        ('Fine.', 2)
         """
         self._close_live()
         twin = self.__class__.__new__(self.__class__)
-        twin.__dict__.update(self.__dict__)
-        twin._cache = self._cache.fork()
-        twin._history, twin._turns, twin._read = list(self._history), [], Counter()
-        twin._live = twin._lock = None
+        twin.__dict__.update(self.__dict__)  # what a subclass keeps in its sessions
+        twin._take(self._core.fork())
         return twin
 
     def prewarm(
@@ -275,171 +463,179 @@ class ChatSession(TurnTaker):
         prompt_progress_callback: PrefillProgress | None = None,
         prefill_step_size: int | None = None,
     ) -> int:
-        """Read what the next prompt will begin with: instructions, tools and history.
+        """Read ahead, while nobody waits: what the next prompt begins with and the cache lacks.
 
-        The turn after that feeds only its own message. A live reply is closed first. To break it
-        off, raise an exception in the callback: what was read until then stays.
+        Before the first turn, that is instructions, tools and history; between turns, what a
+        template renders otherwise than it was said (many leave reasoning out). The turn after it
+        feeds only its own message. A live reply is closed first. To break it off, raise an
+        exception in the callback: what was read until then stays.
+
+        >>> import segue
+        >>> from segue.testing import FakeEngine
+        >>> session = segue.ChatSession(FakeEngine(["Hello!"]), instructions="Be brief.")
+        >>> session.prewarm() > 0, session.prewarm()
+        (True, 0)
 
         Args:
             prompt_progress_callback: Called with ``(tokens fed, tokens to feed)``.
-            prefill_step_size: How many tokens are fed at a time, if not as `generation` says.
+            prefill_step_size: How many tokens are fed at a time, if not as `generation` has it.
 
         Returns:
             How many tokens were fed.
 
         Raises:
-            TemplateError: The chat template refused the conversation; nothing changed.
-            ConfigurationError: The model can't do what `generation` asks; nothing changed.
-            ContextLengthError: It does not fit into the model's context; nothing changed.
-            GenerationError: The model failed.
+            TemplateError: if the chat template refuses the conversation; nothing changed.
+            ConfigurationError: if the engine can't do what `generation` asks; nothing changed.
+            ContextLengthError: if it does not fit into the model's context; nothing changed.
+            GenerationError: if the model failed.
         """
-        return self._read_ahead("prewarm", prompt_progress_callback, prefill_step_size)
-
-    def settle(
-        self,
-        *,
-        prompt_progress_callback: PrefillProgress | None = None,
-        prefill_step_size: int | None = None,
-    ) -> int:
-        """Read, after a turn, what the next prompt has and the cache lacks.
-
-        Many templates render a reply otherwise than it was said, without its reasoning, say, so
-        that it must be read again. Better while the person is typing than when they wait.
-
-        Args, errors and what it returns are those of `prewarm`.
-        """
-        return self._read_ahead("settle", prompt_progress_callback, prefill_step_size)
+        size = {} if prefill_step_size is None else {"prefill_step_size": prefill_step_size}
+        config = self._settings(prompt_progress_callback, size)
+        self._close_live()
+        with self._core.busy():
+            plan = self._core.plan_ahead(config)
+            if plan is None:
+                return 0
+            reading = self._begin(plan, prompt_progress_callback)
+        with reading:
+            for _ in reading:
+                pass
+        return reading.usage.fed_tokens
 
     def save_cache(self, path: str | os.PathLike[str]) -> None:
         """Write the KV cache to a file, for `segue.load_prompt_cache`.
 
         mlx-lm opens it as well, and its commands do if they can load the model themselves.
 
-        It holds what was read and said so far, and names it. (If the session itself began with a
-        cache that does not, the whole is one of that kind.) A live reply is closed first. The file
-        is replaced in one piece: if anything goes wrong, an earlier one is left as it was.
+        The file holds the tokens read and generated so far, with their ids. (If the session itself
+        began with a cache whose ids are unknown, so does the file.) A live reply is closed first.
+        The file is replaced in one piece: if anything goes wrong, an earlier one is left as it was.
 
         Args:
             path: The file; mlx-lm opens it if its name ends in ``.safetensors``.
 
         Raises:
-            PromptCacheError: There is no cache yet, or the file can't be written.
+            PromptCacheError: if there is no cache yet, or the file can't be written.
+            UnsupportedFeatureError: if the engine has no prompt caches.
         """
-        place = checked_path(path)
+        path = checked_path(path)
         self._close_live()
-        context = self._cache.context
-        if context is None or not self.has_cache:
+        cache = self._core.cache
+        context = cache.require(
+            Stores, feature="prompt caches", remedy="Save the session instead: save(path)."
+        )
+        if not self.has_cache:
             raise PromptCacheError(
                 "This session has no cache yet, so there is nothing to save.",
                 remedy="Take a turn first, or call prewarm().",
             )
-        metadata = describe(
-            self._engine.fingerprint,
-            None if self._cache.opaque else self._cache.ledger,
-            self._conversation,
-        )
-        context.save(place, metadata)
+        ledger = None if cache.opaque else cache.ledger
+        context.save(path, describe(self._core.engine.fingerprint, ledger, self.conversation))
 
     def save(self, path: str | os.PathLike[str], *, kv: bool = True) -> None:
         """Write the whole session to a file, for `ChatSession.open`.
 
         A live reply is closed first. The file is replaced in one piece: after a failure, or a kill
         at any moment, the earlier one is whole. From here on the file is this session's: other
-        processes can't open it before `close`, or before this one saves to another file or ends.
-        (Of two sessions of one process on one file, the last one saved is what it has.)
+        processes can't open it before `close`, or before this session saves to another file or
+        ends. (Of two sessions of one process on one file, the last one saved is what it has.)
 
         Settings that are code (logits processors, a function for `on_overflow`) and a model that
         drafts can't be saved; pass them to `open`.
 
         Args:
             path: The file; ``.segue`` by custom.
-            kv: Whether to keep the KV cache, which makes most of the file. Without it, `open` has
-                the conversation read again. An opaque prefix is kept in any case.
+            kv: Whether to save the KV cache, which makes most of the file. Without it, `open` has
+                the conversation read again. An opaque prefix is saved in any case.
 
         Raises:
-            ConfigurationError: The path is none.
-            SessionLockedError: Another process has the file open.
-            SessionFileError: It can't be written, or the conversation holds what JSON can't
+            ConfigurationError: if the path isn't one.
+            SessionLockedError: if another process has the file open.
+            SessionFileError: if it can't be written, or the conversation holds what JSON can't
                 express.
 
         Warns:
-            SessionWarning: Files have no form for this model's cache; it was left out.
+            SessionWarning: if files have no form for this model's cache; it is left out.
         """
-        place = checked_path(path)
+        path = checked_path(path)
         self._close_live()
-        parts: Mapping[str, StoredPart] = {}
+        cache = self._core.cache
+        stored: Mapping[str, StoredState] = {}
         try:
-            parts = self._cache.parts(self._generation, kv=kv)
+            stored = cache.stored(kv=kv)
         except PromptCacheError as error:
-            told = f"The session is saved without its KV cache. {error}"
-            warnings.warn(told, SessionWarning, stacklevel=2)
-        settings = SessionSettings.of(
-            self._generation, self._cache.speculative, self._limit.on_overflow
-        )
-        ledger = self._cache.ledger if "cache" in parts else None
+            message = f"The session is saved without its KV cache. {error}"
+            warnings.warn(message, SessionWarning, stacklevel=2)
         lock = write_session(
-            place, self._engine, self._conversation, settings, self.usage, ledger, parts
+            path,
+            self._core.engine,
+            self.conversation,
+            SessionSettings.of(
+                self.generation, self.cache, cache.draft, self._core.limit.on_overflow
+            ),
+            self.usage,
+            cache.ledger if "cache" in stored else None,
+            stored,
         )
         self._release()
         self._lock = lock
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], engine: Engine, **overrides: Any) -> Self:
-        """Go on with a session that `save` wrote, in this process or another.
+        """Continue a session that `save` wrote, in this process or another.
 
-        With the engine that it was saved with, the next turn reads nothing but its message, and
-        says what the session would have said that never stopped. Without it, or where the cache is
-        damaged, the conversation is there all the same, and the next turn reads it again. The file
+        With the engine that it was saved with, the next turn reads only its own message, and the
+        reply is the same as if the session had never stopped. With another engine, or where the
+        cache is damaged, you still get the conversation, and the next turn reads it again. The file
         is this session's from here on, as after `save`.
 
         Args:
             path: The file.
             engine: The model.
-            overrides: Arguments of ChatSession to use instead of what the file says:
-                `instructions`, `generation`, `template_kwargs`, `speculative`, `on_overflow`.
+            overrides: Arguments of ChatSession to use instead of what the file holds:
+                `instructions`, `template_kwargs`, `generation`, `cache`, `draft`, `on_overflow`.
+                With a `cache` of another kind, the saved KV cache is left out.
 
         Raises:
-            ConfigurationError: An argument is of the wrong type, or the engine can't do what the
+            ConfigurationError: if an argument has the wrong type, or the engine can't do what the
                 settings ask.
-            SessionNotFoundError: There is no such file.
-            SessionLockedError: Another process has it open.
-            SessionFileFormatError: It is no session file, of a newer version, or the conversation
-                in it is damaged; `readable` tells what is not.
-            SessionFileError: It can't be read.
+            SessionNotFoundError: if there is no such file.
+            SessionLockedError: if another process has it open.
+            SessionFileFormatError: if it isn't a session file, is of a newer version, or the
+                conversation in it is damaged; `readable` has what isn't.
+            SessionFileError: if it can't be read.
 
         Warns:
-            SessionWarning: Something in the file could not be taken up, such as the KV cache; the
+            SessionWarning: if something in the file could not be used, such as the KV cache; the
                 message says what and why.
         """
-        place = checked_path(path)
-        with lock_to_read(place) as lock:
-            file = SessionFile.read(place, load=True)
-            arguments = constructor_arguments(file, overrides)
-            session = cls(engine, history=file.history, **arguments)
-            session._cache, aside = SessionCache.resume(
-                engine, file, session._generation, arguments["speculative"]
-            )
-            session._generation = session._cache.config
-            session._turns = list(file.usage.turns)
-            session._read["prewarm"] = file.usage.prewarmed_tokens
-            session._read["settle"] = file.usage.settled_tokens
-            warn_of_losses(file, aside, overrides)
-        session._lock = lock
-        return session
+        path = checked_path(path)
+        check_engine(engine)
+        with lock_to_read(path) as lock:
+            file = SessionFile.read(path, load=True)
+            arguments = opening_arguments(file, overrides)
+            saved = SavedState(file, engine)
+            core = SessionCore(engine, prompt_cache=saved.prefix, **arguments)
+            unused = core.restore(saved.usable_with(core.cache.config), file.ledger, file.usage)
+            warn_of_losses(file, {**saved.losses, **unused}, overrides)
+        return cls._over(core, lock)
 
     def close(self) -> None:
         """Let other processes have the file that this session was saved to or opened from.
 
-        A live reply is closed first. The session can go on, and be saved again. Leaving a ``with``
-        block does the same, and so does garbage collection.
+        A live reply is closed first. The session can continue, and be saved again. Leaving a
+        ``with`` block does the same, and so does garbage collection.
         """
         self._close_live()
         self._release()
 
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+    def clear(self) -> None:
+        """Forget the conversation: drop cache and history, leave instructions and settings.
+
+        A cache that the session began with, and whose tokens are unknown, stays before all.
+        """
+        self._close_live()
+        self._core.clear()
 
     def __enter__(self) -> Self:
         return self
@@ -452,18 +648,63 @@ class ChatSession(TurnTaker):
     ) -> None:
         self.close()
 
-    def clear(self) -> None:
-        """Forget the conversation: drop cache and history, keep instructions and settings.
+    def __reduce__(self) -> NoReturn:
+        """Copies and pickles would share what one session alone may change."""
+        raise ConfigurationError(
+            "A session can't be copied or pickled as other objects are.",
+            remedy="Use fork() for another one, or save() and open() for another process.",
+        )
 
-        A cache that the session began with, and whose tokens nobody told, stays in front.
-        """
-        self._close_live()
-        self._cache.clear()
-        self._history.clear()
+    def _settings(
+        self, progress: PrefillProgress | None, overrides: Mapping[str, Any]
+    ) -> GenerationConfig:
+        """Return the settings of one reply; refuse what can't report progress."""
+        if progress is not None and not callable(progress):
+            raise ConfigurationError(
+                f"prompt_progress_callback must be callable, not {progress!r}.",
+                remedy="Pass a function of (tokens fed, tokens to feed).",
+            )
+        config = with_overrides(self.generation, overrides)
+        return self._core.checked(config) if overrides else config
+
+    def _begin(self, plan: TurnPlan, progress: PrefillProgress | None) -> Reply:
+        """Open a turn, and return what drives it."""
+        # Whatever may fail comes before the turn is open.
+        steps, reader = self._core.run(plan, progress), self._core.reader(plan)
+        hold = InterruptHold()
+        with hold:
+            reply = Reply(self._core, plan, steps, reader, self._core.open(plan))
+            self._live = weakref.ref(reply)
+            # If this raises, the reply is dropped, which records it as empty.
+            hold.deliver()
+        return reply
+
+    def _cut(self, index: int, *instead: Message) -> tuple[Message, ...]:
+        """Drop the messages from an index on, and what the cache holds of them."""
+        history = self.history
+        with self._core.busy():
+            plan = self._core.plan_cut((*history[:index], *instead))
+            hold = InterruptHold()
+            with hold:
+                self._core.open(plan, feeds=False)
+                hold.deliver()
+        return history[index:]
+
+    def _close_live(self) -> None:
+        self._core.check_idle()
+        reply = self._live() if self._live is not None else None
+        if reply is not None:
+            reply.close()
+        self._live = None
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
 
-def _said(reply: Reply, reasoning: bool) -> str:
-    """A reply's text, once it is over, with what was thought in front if that is wanted."""
+def _whole(reply: Reply, reasoning: bool) -> str:
+    """Return a reply's text, once it is over, after its reasoning if that is wanted."""
     with reply:
         for _ in reply:
             pass
