@@ -1,4 +1,22 @@
-"""Files that are replaced whole or not at all."""
+"""Files that are replaced whole or not at all.
+
+*How it works.* The new content goes into a temporary file in the same folder (only within one file
+system is a rename a single step), which is flushed to the disk and then renamed over the old file;
+last, the folder is flushed. So at any moment, after a kill or a power cut too, the path leads to
+the old file or to the new one, each whole.
+
+*Leftovers.* A writer that is killed leaves its temporary file, ``.segue-TAG-RANDOM.tmp``, where TAG
+stands for the name of the file being written. Whoever writes the same file next removes it, but
+must not remove that of a writer still at work. So each writer holds a lock (``flock``) on its
+temporary file until after the rename, and a leftover is a file that can be locked. There is one
+race: between creating the file and locking it, another writer may take it for a leftover. Hence a
+writer looks, once it has the lock, whether its file still has a name, and begins again if not.
+
+*What does not work.* Two writers of one path don't see each other: the last rename wins
+(`segue.files.lock` is for that). The new file is another inode: hard links to the old one keep the
+old content, and of its attributes only the permissions are carried over. Old and new need space on
+the disk at the same time. Where a file system has no locks, leftovers stay.
+"""
 
 from __future__ import annotations
 
@@ -13,44 +31,33 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..errors import ConfigurationError
-
-
-def checked_path(path: str | os.PathLike[str]) -> Path:
-    """A path as callers may give it.
-
-    Raises:
-        ConfigurationError: It is none.
-    """
-    try:
-        return Path(path)
-    except TypeError:
-        raise ConfigurationError(
-            f"{path!r} is not a path.", remedy="Pass a string or a pathlib.Path."
-        ) from None
-
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Write a file so that whoever opens it finds the old one or the new one, whole.
 
     Yields the path of a new, empty file in the same folder. When the block ends, that file is
-    flushed to the disk and renamed over `path`; when it raises, KeyboardInterrupt included, it is
-    removed and `path` stays as it was. A process that is killed may leave its temporary file
-    (``.segue-*.tmp``) behind; whoever writes the same file next removes it.
+    flushed to the disk and renamed over `path`; when the block raises, KeyboardInterrupt included,
+    the new file is removed and `path` stays as it was. A process that is killed may leave its
+    temporary file (``.segue-*.tmp``); whoever writes the same file next removes it.
 
-    The file ends up with the permissions of the one it replaces, or with those that ``open`` would
-    give it. A link at `path` stays, and what it leads to is replaced.
+    The file gets the permissions of the one it replaces, or those that ``open`` would give it. A
+    symbolic link at `path` stays, and the file that it leads to is replaced.
+
+    >>> with replacing("notes.txt") as temporary:
+    ...     _ = temporary.write_text("whole")
+    >>> Path("notes.txt").read_text()
+    'whole'
 
     Args:
         path: The file to write.
 
     Yields:
-        The path to write to; write into this file, don't put another in its place.
+        The path to write to. Write into this file; don't replace it by another.
 
     Raises:
-        OSError: The folder is missing or can't be written, `path` is write-protected or no regular
-            file, or the disk is full.
+        OSError: if the folder is missing or can't be written, `path` is write-protected or not a
+            regular file, or the disk is full.
     """
     target = Path(os.path.realpath(path))
     mode = _mode_of(target)
@@ -58,7 +65,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = target.with_name(f".segue-{tag(target)}-{secrets.token_hex(4)}.tmp")
     descriptor = -1
     try:
-        # Nobody else reads the new text of a private file while it is being written.
+        # Nobody else may read the new content of a private file while it is being written.
         descriptor = _create(temporary, 0o666 if mode is None else 0o600)
         yield temporary
         if mode is not None:
@@ -70,17 +77,17 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink()
         raise
     finally:
-        # Not before it has its name: a temporary file that nobody claims is removed.
+        # Only after the rename: closing drops the lock, and then the file would be a leftover.
         if descriptor >= 0:
             os.close(descriptor)
     _flush_folder(target.parent)
 
 
 def _create(temporary: Path, mode: int) -> int:
-    """A new file's descriptor, under a lock that tells it from what killed writers left behind.
+    """Return a new file's descriptor, locked: a leftover is not.
 
     Raises:
-        OSError: It can't be made.
+        OSError: if the file can't be made.
     """
     while True:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
@@ -108,10 +115,10 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _remove_unclaimed(temporary: Path) -> None:
-    """Remove a temporary file.
+    """Remove a leftover.
 
     Raises:
-        OSError: Its writer is at work, or it is no such file.
+        OSError: if its writer is at work, or if it isn't a regular file.
     """
     descriptor = os.open(temporary, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
@@ -122,15 +129,15 @@ def _remove_unclaimed(temporary: Path) -> None:
 
 
 def tag(target: Path) -> str:
-    """What names of a file's companions have in common: short, whatever its own name's length."""
+    """Return what the names of a file's companions share: short, however long its own name is."""
     return hashlib.sha256(os.fsencode(target.name)).hexdigest()[:12]
 
 
 def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
-    """Write all of it, however little the system takes at a time.
+    """Write all data, however little of it the system takes at a time.
 
     Raises:
-        OSError: The disk is full, or fails.
+        OSError: if the disk is full, or fails.
     """
     left = memoryview(data).cast("B")
     while left:
@@ -138,10 +145,10 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
 
 
 def _mode_of(target: Path) -> int | None:
-    """The permissions of the file to replace; ``None`` if there is none.
+    """Return the permissions of the file to replace; ``None`` if it does not exist.
 
     Raises:
-        OSError: It is no regular file, or a plain ``open`` could not write to it.
+        OSError: if it isn't a regular file, or a plain ``open`` could not write to it.
     """
     try:
         status = target.lstat()
@@ -149,7 +156,7 @@ def _mode_of(target: Path) -> int | None:
         return None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
-    # A rename would put a file in the place of a device, or of one in a ring of links.
+    # A rename would replace a device by a file, or break a ring of links.
     if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "Not a regular file", str(target))
     if not os.access(target, os.W_OK):
@@ -158,20 +165,20 @@ def _mode_of(target: Path) -> int | None:
 
 
 def _flush(descriptor: int) -> None:
-    """Bring a file to the disk itself; on macOS, fsync leaves it in the drive's memory."""
+    """Flush a file to the disk itself; on macOS, fsync leaves it in the drive's memory."""
     if hasattr(fcntl, "F_FULLFSYNC"):
         try:
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
         except OSError as error:
-            # Network and other file systems don't have it.
+            # Some file systems, those of networks among them, don't have it.
             if error.errno in (errno.EIO, errno.ENOSPC):
                 raise
     os.fsync(descriptor)
 
 
 def _flush_folder(folder: Path) -> None:
-    """Bring a rename to the disk, where the file system has a way to: the file is there already."""
+    """Flush a rename to the disk, where the file system can; the file itself is there already."""
     with suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,15 @@
-"""JSON out of files: bounded before it is parsed, and in what it may become."""
+"""JSON out of files, with bounds on what parsing it may cost.
+
+*How it works.* Brackets are counted before the text is parsed, since lists and objects take up to
+thirty times the memory of their text. The count leaves strings out, because what people wrote may
+well be full of brackets. After parsing, nesting is measured: Python's parser stops at its own
+limit, but copying a value and writing it again need more of the stack for each level than parsing
+did, and a value that was read must be writable. `check_bounds` holds the same bounds for values
+that are about to be written: a file that can be written can be read.
+
+*What does not work.* Long strings and numbers are not bounded here: they take about the memory of
+their text, and whoever reads a file bounds that.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +17,28 @@ import json
 import re
 from typing import Any
 
-# Objects take some twenty times the memory of their text.
+# Lists and objects; together they take some tens of megabytes at most.
 MOST_BRACKETS = 200_000
-# Copying, and writing again, work themselves down from level to level on Python's stack.
+# Levels of nesting; Python's stack would bear some hundreds when the value is copied.
 DEEPEST = 100
-# One that does not end takes all that follows; what was matched is never gone through again.
+# A string without an end takes all that follows. Possessive: nothing is matched twice.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL)
 
 
 def too_many_brackets(text: bytes) -> bool:
-    """Whether a text has more brackets, those in strings left out, than any file of ours needs."""
+    """Return True if JSON has more lists and objects than any file of Segue needs."""
     return _brackets(text) > MOST_BRACKETS and _brackets(_STRING.sub(b"", text)) > MOST_BRACKETS
 
 
 def check_bounds(text: str, value: object) -> None:
-    """Refuse what `read_object` would not read again.
+    """Refuse a value that `read_object` would refuse.
 
     Args:
-        text: JSON.
-        value: What it tells.
+        text: The value as JSON.
+        value: The value.
 
     Raises:
-        ValueError: It has too many lists and objects, or they stand too deep in each other.
+        ValueError: if it has too many lists and objects, or they are nested too deep.
     """
     if text.count("[") + text.count("{") <= DEEPEST:
         return
@@ -43,10 +54,13 @@ def check_bounds(text: str, value: object) -> None:
 
 
 def read_object(text: str) -> dict[str, Any]:
-    """A JSON object.
+    """Return a JSON object.
+
+    >>> read_object('{"role": "user"}')
+    {'role': 'user'}
 
     Raises:
-        ValueError: The text is none, or a needlessly large one.
+        ValueError: if the text isn't one, or is out of bounds.
     """
     if too_many_brackets(text.encode(errors="surrogatepass")):
         raise ValueError("it has too many entries")
@@ -61,7 +75,11 @@ def read_object(text: str) -> dict[str, Any]:
 
 
 def printable(text: str, limit: int = 200) -> str:
-    """Text of a stranger, for a message: of bearable length, and nothing a terminal acts upon."""
+    """Return text out of a file for a message: short, and without control characters.
+
+    >>> printable("bell" + chr(7) + chr(7), 5)
+    'bell…'
+    """
     short = text if len(text) <= limit else text[: limit - 1] + "…"
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in short)
 

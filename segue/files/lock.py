@@ -1,4 +1,33 @@
-"""A file that one process at a time goes on with."""
+"""A lock on a file, so that one process at a time continues it.
+
+*How it works.* The lock is a ``flock`` on a companion file, ``.segue-TAG.lock`` in the same folder.
+The file itself would not do: each save replaces it, so a lock on it would be a lock on a file that
+is gone. The system drops a ``flock`` when the process ends, however it ends, so a killed process
+leaves an unlocked companion file and nothing else. The companion also says who holds the lock, for
+the error that others get. Record locks (``fcntl.lockf``) would not do either: a process loses them
+as soon as it closes any descriptor of the file, as a program does that copies the folder.
+
+*Within a process.* The companion is opened once and locked once; any number of `FileLock` objects
+share that, and the last one to be released removes the file. `_locks` finds it by device and inode
+and not by path, so that a lock is still known after its folder was renamed.
+
+*Races.* The last holder removes the companion while it still has the lock, so another process may
+open the file just before that, and then lock a file without a name: after locking, `_acquire`
+checks that the path still leads to the file that it locked, and tries again if not. Garbage
+collection may call `release` at any moment, within `_acquire` of the same thread too: hence the
+reentrant guard, and the loop in `FileLock`.
+
+*Forks.* A child process inherits the descriptors, and would keep a lock alive after its parent is
+gone. So it closes them, and holds no lock. The guard is taken across the fork, so that the child
+never sees a table that another thread was changing.
+
+*What does not work.* Holders in one process are not kept apart: of two sessions on one file, the
+last one saved is what the file has. The lock is advice: programs that don't ask for it can write
+the file. If someone deletes the companion while it is locked, the next process makes another one,
+and then there are two holders. On network file systems, whether other machines see the lock depends
+on the server. A child process that C code forked, past Python's hooks, keeps the locks of its
+parent until it ends.
+"""
 
 from __future__ import annotations
 
@@ -17,61 +46,66 @@ from ..errors import SessionLockedError
 from .atomic import tag, write_all
 from .json_text import printable, read_object
 
-# What other programs wrote into a lock's file is none of our business.
+# Notes are shorter; of what another program wrote into the file, no more than this is read.
 LONGEST_NOTE = 1000
 
 
 class _Lock:
-    """A lock of this process: its descriptor, its file's device and number, how many hold it."""
+    """A lock that this process has, shared by all holders in it.
+
+    Args:
+        descriptor: The companion file's, locked; -1 once the lock is gone.
+        key: The companion file's device and inode.
+    """
 
     def __init__(self, descriptor: int, key: tuple[int, int]) -> None:
         self.descriptor = descriptor
         self.key = key
         self.holders = 0
+        """How many `FileLock` objects share the lock."""
 
 
 # Garbage collection may release one lock while another is being made.
 _guard = threading.RLock()
-# By device and number of the lock's file: a folder may be renamed.
+# By device and inode of the companion file.
 _locks: dict[tuple[int, int], _Lock] = {}
 
 
 class FileLock:
-    """Keeps other processes from a file until it is released, or this process ends in any way.
+    """Keeps other processes from a file until `release`, or until this process ends in any way.
 
-    Within a process, any number of these may be held on one file. The lock is on a file of its own
-    beside the one it is for (``.segue-*.lock``), which says who holds it and is removed on release.
-    A process that was killed leaves that file behind; nobody holds it then. Processes that are
-    forked hold nothing of their parent's.
+    Within a process, any number of these may lock one file. A forked process has none of the locks
+    of its parent.
+
+    >>> lock = FileLock("talk.segue")
+    >>> lock.release()
 
     Args:
-        path: The file, which need not be there.
-
-    Attributes:
-        target: The file, links followed.
+        path: The file, which need not exist yet.
 
     Raises:
-        SessionLockedError: Another process holds it.
-        OSError: Its folder is missing, or can't be written.
-        ValueError: There can't be such a file.
+        SessionLockedError: if another process has locked it.
+        OSError: if its folder is missing, or can't be written.
+        ValueError: if the path can't be one.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._held = False
         self.target = Path(os.path.realpath(path))
+        """The file, links followed."""
         with _guard:
             while not self._held:
                 self._lock = lock = _acquire(self.target)
-                # Garbage collection may have let go of it meanwhile.
+                # Garbage collection may have released it meanwhile.
                 if lock.descriptor >= 0:
                     self._held, lock.holders = True, lock.holders + 1
 
     def release(self) -> None:
-        """Let go of it; nothing more if that was done already."""
+        """Release the lock; a second call does nothing."""
         with _guard:
             if not self._held:
                 return
-            # Should Ctrl-C break this off, it begins anew when the object goes.
+            # If Ctrl-C breaks this off, it is done again when the object is collected.
             lock = self._lock
             if lock.holders == 1 and lock.descriptor >= 0:
                 _remove(_lock_path(self.target), lock.descriptor)
@@ -90,7 +124,7 @@ def _lock_path(target: Path) -> Path:
 
 
 def _acquire(target: Path) -> _Lock:
-    """A lock that this process holds already, or a new one."""
+    """Return the lock that this process has on a file already, or a new one."""
     path = _lock_path(target)
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -100,8 +134,6 @@ def _acquire(target: Path) -> _Lock:
             key = (status.st_dev, status.st_ino)
             lock = _locks.get(key)
             if lock is None:
-                # Unlike a record lock, this one stays when the process opens the file and closes
-                # it, as whatever copies the folder does.
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # Its last holder may have removed it between these two calls.
                 if not os.path.samestat(status, path.stat()):
@@ -117,9 +149,9 @@ def _acquire(target: Path) -> _Lock:
             if error.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
             raise SessionLockedError(
-                f"{target} is in use by {_holder(descriptor)}, and two would overwrite each "
+                f"{target} is in use by {_holder(descriptor)}. Two sessions would overwrite each "
                 "other's turns.",
-                remedy="Close it there, or go on with a copy of the file.",
+                remedy="Close it there, or continue with a copy of the file.",
             ) from None
         finally:
             if not kept:
@@ -127,15 +159,15 @@ def _acquire(target: Path) -> _Lock:
 
 
 def _remove(path: Path, descriptor: int) -> None:
-    # As long as it is held, nobody else makes a file of that name; but its folder may have been
-    # moved, and another be in that place.
+    # While it is locked, nobody else makes a file of that name; but the folder may have been moved,
+    # and another one may have its path now.
     with suppress(OSError):
         if os.path.samestat(os.fstat(descriptor), path.stat()):
             path.unlink()
 
 
 def _write_note(descriptor: int) -> None:
-    # A full disk keeps nobody from holding a lock.
+    # A lock without a note, on a full disk, is still a lock.
     with suppress(OSError):
         os.ftruncate(descriptor, 0)
         write_all(descriptor, json.dumps(_note()).encode())
@@ -152,7 +184,7 @@ def _note() -> dict[str, object]:
 
 
 def _holder(descriptor: int) -> str:
-    """Who holds a lock, by its own note."""
+    """Return who has a lock, by its own note."""
     try:
         note = read_object(os.pread(descriptor, LONGEST_NOTE, 0).decode(errors="replace"))
         return "process {pid} ({program}) on {host}, since {since}".format_map(
@@ -163,7 +195,7 @@ def _holder(descriptor: int) -> str:
 
 
 def _forget_parent() -> None:
-    """A forked process holds none of its parent's locks, and keeps none alive when that ends."""
+    """Close the locks of the parent in a forked process, which would keep them alive."""
     for lock in _locks.values():
         with suppress(OSError):
             os.close(lock.descriptor)
@@ -172,7 +204,7 @@ def _forget_parent() -> None:
     _guard.release()
 
 
-# No thread is half way through while a process is forked.
+# While a process is forked, no other thread may be changing the table.
 os.register_at_fork(
     before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_forget_parent
 )

@@ -1,7 +1,17 @@
 """Safetensors files: the header, read and checked before anything is loaded.
 
-A file is eight bytes with the header's length, the header (JSON), and the tensors' data. MLX reads
-all of it, but trusts the file: it takes overlapping tensors, trailing bytes and names given twice.
+*How it works.* A file is eight bytes with the header's length, the header (JSON), and the tensors'
+data. The header has an entry for each tensor, with its type, its shape and its first and last byte,
+and texts by name, the metadata. `read_header` checks each entry by itself, and then that the
+tensors together cover the data exactly. So a file that was cut off, or that something was appended
+to, is found here, before anything of it is loaded.
+
+*Why not MLX's reader.* It trusts the file: it takes overlapping tensors, trailing bytes and names
+that occur twice.
+
+*What does not work.* The data itself is not looked at: whether bytes were flipped, only a checksum
+can say, and the format has none (`segue.store.session_layout` and `segue.mlx.stored.prompt_cache`
+add their own). Types that MLX does not write, such as 8-bit floats, are refused.
 """
 
 from __future__ import annotations
@@ -14,7 +24,7 @@ from typing import Any, BinaryIO, NamedTuple, TypeGuard
 from .json_text import too_many_brackets
 
 LENGTH_BYTES = 8
-# A header of more is none of ours: a million token ids take some 7 MB, their text as much.
+# Segue writes no longer ones: a million token ids take some 7 MB, and their text as much.
 LONGEST_HEADER = 64 * 2**20
 LARGEST_RANK = 8
 LARGEST_DIMENSION = 2**31 - 1
@@ -29,15 +39,15 @@ SIZES = {
 
 
 class NotSafetensorsError(ValueError):
-    """A file is no safetensors file at all; internal, rooms that read files say it their way."""
+    """A file isn't a safetensors file at all; internal. The message is the end of a sentence."""
 
 
 class DamagedFileError(ValueError):
-    """A file is not what was once written; internal. Its message says how that shows."""
+    """A file isn't what was once written; internal. The message is the end of a sentence."""
 
 
 class TensorInfo(NamedTuple):
-    """Where a tensor lies in its file."""
+    """The position of a tensor in its file, its type and its shape."""
 
     name: str
     dtype: str
@@ -61,29 +71,29 @@ class Header(NamedTuple):
 def read_header(file: BinaryIO) -> Header:
     """Read and check the header of an open file.
 
-    Every tensor's type, shape and place are checked, and that together they cover the data exactly:
+    Each tensor's type, shape and offsets are checked, and that the tensors cover the data exactly:
     no gap, no overlap, nothing missing and nothing left over.
 
     Args:
-        file: The file, anywhere; left at its first tensor's data.
+        file: The file, at any position; left at the first tensor's data.
 
     Raises:
-        NotSafetensorsError: It does not begin as one does.
-        DamagedFileError: It is truncated or damaged.
-        OSError: The file can't be read.
+        NotSafetensorsError: if it does not begin as a safetensors file does.
+        DamagedFileError: if it is truncated or damaged.
+        OSError: if it can't be read.
     """
     size = file.seek(0, 2)
     file.seek(0)
     prefix = file.read(LENGTH_BYTES)
     length = int.from_bytes(prefix, "little")
     if size < LENGTH_BYTES or not 2 <= length <= LONGEST_HEADER:
-        raise NotSafetensorsError("it is no safetensors file")
+        raise NotSafetensorsError("it isn't a safetensors file")
     if length > size - LENGTH_BYTES:
         raise DamagedFileError("it ends inside its header")
     raw = prefix + file.read(length)
     entries = _parse(raw[LENGTH_BYTES:])
     metadata = entries.pop("__metadata__", None)
-    # MLX writes null where there are none.
+    # MLX writes null where it has none.
     metadata = {} if metadata is None else metadata
     if not _all_text(metadata):
         raise DamagedFileError("its metadata are not all text")
@@ -93,16 +103,16 @@ def read_header(file: BinaryIO) -> Header:
 
 
 def read_metadata(file: BinaryIO) -> Mapping[str, str] | None:
-    """What can be saved of the metadata where `read_header` can't help: damage may lie behind them.
+    """Return the metadata of a file that `read_header` refuses: the damage may come after them.
 
     Args:
-        file: The file, anywhere.
+        file: The file, at any position.
 
     Returns:
-        The metadata, unchecked; ``None`` unless they stand in front and can be read.
+        The metadata, unchecked; ``None`` unless they come first in the header and can be read.
 
     Raises:
-        OSError: The file can't be read.
+        OSError: if the file can't be read.
     """
     file.seek(0)
     length = int.from_bytes(file.read(LENGTH_BYTES), "little")
@@ -118,7 +128,7 @@ def read_metadata(file: BinaryIO) -> Mapping[str, str] | None:
 
 
 def shown(name: str) -> str:
-    """A name from a file, for a message: quoted, and of bearable length."""
+    """Return a name from a file for a message: quoted and short."""
     return repr(name if len(name) <= 60 else name[:60] + "…")
 
 
@@ -128,12 +138,12 @@ def _all_text(metadata: object) -> TypeGuard[dict[str, str]]:
 
 def _parse(text: bytes) -> dict[str, Any]:
     if too_many_brackets(text):
-        raise DamagedFileError("its header has more entries than any model has layers")
+        raise DamagedFileError("its header has more entries than any model needs")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         entries = dict(pairs)
         if len(entries) != len(pairs):
-            raise ValueError("a name stands twice")
+            raise ValueError("a name occurs twice")
         return entries
 
     try:
@@ -151,7 +161,7 @@ def _tensor(name: str, entry: Any, start: int) -> TensorInfo:
 
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise wrong("description")
-    dtype, shape, place = entry["dtype"], entry["shape"], entry["data_offsets"]
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SIZES:
         raise wrong("type")
     # JSON's true is an int to Python.
@@ -159,22 +169,23 @@ def _tensor(name: str, entry: Any, start: int) -> TensorInfo:
         raise wrong("rank")
     if not all(type(extent) is int and 0 <= extent <= LARGEST_DIMENSION for extent in shape):
         raise wrong("shape")
-    if not isinstance(place, list) or len(place) != 2 or {type(at) for at in place} != {int}:
-        raise wrong("place")
-    if place[0] < 0 or place[1] - place[0] != prod(shape) * SIZES[dtype]:
+    if not isinstance(offsets, list) or [type(offset) for offset in offsets] != [int, int]:
+        raise wrong("position")
+    begin, end = offsets
+    if begin < 0 or end - begin != prod(shape) * SIZES[dtype]:
         raise wrong("size")
-    return TensorInfo(name, dtype, tuple(shape), start + place[0], start + place[1])
+    return TensorInfo(name, dtype, tuple(shape), start + begin, start + end)
 
 
 def _check_extents(tensors: Mapping[str, TensorInfo], start: int, size: int) -> None:
-    at = start
+    offset = start
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.begin, tensor.end)):
-        if tensor.begin != at:
+        if tensor.begin != offset:
             raise DamagedFileError(
                 f"its tensor {shown(tensor.name)} overlaps another or leaves a gap"
             )
-        at = tensor.end
-    if at > size:
-        raise DamagedFileError(f"it is cut off: it should have {at} bytes and has {size}")
-    if at < size:
-        raise DamagedFileError(f"{size - at} bytes follow its last tensor")
+        offset = tensor.end
+    if offset > size:
+        raise DamagedFileError(f"it is cut off: it should have {offset} bytes and has {size}")
+    if offset < size:
+        raise DamagedFileError(f"{size - offset} bytes follow its last tensor")

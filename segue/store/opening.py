@@ -1,4 +1,9 @@
-"""What lies between a session and its file."""
+"""Opening a saved session: what of a file can be used, and what was lost.
+
+Only the conversation must be sound. Whatever else is damaged, or belongs to another model, is left
+out, and becomes a *loss*: the name of a section, and the reason. Losses are collected while the
+file is opened, and reported at the end, one warning each.
+"""
 
 from __future__ import annotations
 
@@ -6,98 +11,50 @@ import errno
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..engine import Engine, StoredPart
-from ..errors import ConfigurationError, SessionWarning
+from ..config import CacheConfig
+from ..engine import Engine, StoredState, StoresPrompts
+from ..errors import ConfigurationError, PromptCacheError, SessionWarning
 from ..files.lock import FileLock
-from ..ledger import TokenLedger
-from ..usage import Usage
+from ..prompt_cache import PromptCache
 from .session_file import SessionFile
-from .session_layout import Origin, unusable, write_session_file
-from .settings import SessionSettings
-from .texts import Conversation, ledger_to_json
+from .session_layout import STATES, unusable
 
-LOSSES = {
-    "header": "Something in its header is damaged: {}.",
-    "file": "The file is damaged: {}.",
-    "tokens": "The KV cache was set aside, because it is not known what it holds: {}. The next "
-    "turn reads the conversation again.",
-    "cache": "The KV cache was set aside: {}. The next turn reads the conversation again.",
-    "prefix": "The prefix that stood in front of the conversation is lost: {}. The conversation "
-    "goes on without it.",
-    "marks": "The places that its KV cache could come back to were set aside: {}.",
-    "draft": "What its draft had read was set aside: {}. It will be read again.",
-    "settings": "Its settings were set aside: {}. It goes on with the defaults.",
-    "usage": "What it has cost was set aside: {}.",
-    "origin": "It is not known which model it was saved with: {}.",
+# What the loss of a section means.
+CONSEQUENCES = {
+    "header": "Something in its header is damaged.",
+    "file": "The file is damaged.",
+    "tokens": "The KV cache is left out, because its tokens are unknown; the next turn reads the "
+    "conversation again.",
+    "cache": "The KV cache is left out; the next turn reads the conversation again.",
+    "prefix": "The prefix before the conversation is lost; the conversation continues without it.",
+    "checkpoints": "The checkpoints of its KV cache are left out.",
+    "draft": "What its draft had read is left out; the draft reads it again.",
+    "settings": "Its settings are left out; it continues with the defaults.",
+    "usage": "What it has cost so far is left out.",
+    "origin": "It is unknown which model it was saved with.",
 }
 
 # Why a folder may take no lock: it can't be written, or its file system has none.
 NO_LOCK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 NO_LOCK |= {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
-OVERRIDES = ("instructions", "generation", "template_kwargs", "speculative", "on_overflow")
-
-
-def write_session(
-    path: Path,
-    engine: Engine,
-    conversation: Conversation,
-    settings: SessionSettings,
-    usage: Usage,
-    ledger: TokenLedger | None,
-    parts: Mapping[str, StoredPart],
-) -> FileLock:
-    """Write all that a session is.
-
-    Args:
-        path: The file.
-        engine: The session's model.
-        conversation: What was said.
-        settings: The session's settings.
-        usage: What it has cost.
-        ledger: The ids in its KV cache, if that is among the parts.
-        parts: The engine's parts.
-
-    Returns:
-        The file's lock.
-
-    Raises:
-        SessionLockedError: Another process has the file open.
-        SessionFileError: It can't be written, or something in it can't be expressed.
-    """
-    texts = {
-        "settings": settings.to_json(),
-        "usage": usage.to_json(),
-        "origin": Origin(engine.source, engine.fingerprint, datetime.now(UTC)).to_json(),
-    }
-    if ledger is not None:
-        texts["tokens"] = ledger_to_json(ledger)
-    try:
-        lock = FileLock(path)
-    except (OSError, ValueError) as error:
-        raise unusable(path, "written", error) from error
-    try:
-        # Not where a link leads by now, but to what is locked.
-        write_session_file(lock.target, conversation, texts, parts)
-    except BaseException:
-        lock.release()
-        raise
-    return lock
+OVERRIDES = ("instructions", "template_kwargs", "generation", "cache", "draft", "on_overflow")
 
 
 @contextmanager
 def lock_to_read(path: Path) -> Iterator[FileLock | None]:
-    """Yields the lock of a file; ``None`` if that is missing, or its folder can't be written.
+    """Lock a file for a block; the lock is released if the block raises, and stays otherwise.
 
-    The lock is released if the block raises, and kept otherwise.
+    Yields:
+        The lock; ``None`` if the file is missing, or its folder can't be written.
 
     Raises:
-        SessionLockedError: Another process holds it.
-        SessionFileError: It can't be locked for another reason.
+        SessionLockedError: if another process has it.
+        SessionFileError: if it can't be locked for another reason.
     """
     lock = None
     try:
@@ -114,51 +71,104 @@ def lock_to_read(path: Path) -> Iterator[FileLock | None]:
         raise
 
 
-def constructor_arguments(file: SessionFile, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of ChatSession that bring a saved one back, but for its history and cache.
+def opening_arguments(file: SessionFile, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return arguments that bring a saved session back, but for its cache.
+
+    Returns:
+        ``conversation``, and arguments of ChatSession.
 
     Raises:
-        ConfigurationError: Something can't be overridden.
+        ConfigurationError: if something can't be overridden.
     """
     if unknown := overrides.keys() - set(OVERRIDES):
         raise ConfigurationError(
             f"A saved session can't be opened with {', '.join(sorted(unknown))}.",
             remedy=f"Override any of: {', '.join(OVERRIDES)}.",
         )
-    told = {
-        "instructions": file.instructions,
-        "generation": file.generation,
-        "template_kwargs": file.template_kwargs,
-        "speculative": file.settings.speculative,
+    arguments = {
+        "generation": file.settings.generation,
+        "cache": file.settings.cache,
+        "draft": file.settings.draft,
         "on_overflow": file.settings.on_overflow,
+        **overrides,
     }
-    return {**told, **overrides}
+    instructions = arguments.pop("instructions", file.conversation.instructions)
+    template_kwargs = arguments.pop("template_kwargs", file.conversation.template_kwargs)
+    conversation = replace(
+        file.conversation,
+        instructions=instructions,
+        template_kwargs={} if template_kwargs is None else template_kwargs,
+    )
+    return {**arguments, "conversation": conversation}
+
+
+class SavedState:
+    """The saved state of a session's context, as far as an engine can use it.
+
+    Args:
+        file: The session, its sections loaded.
+        engine: The model.
+    """
+
+    def __init__(self, file: SessionFile, engine: Engine) -> None:
+        self._stored = dict(file.stored)
+        self._cache = file.settings.cache
+        sections = (*STATES, "tokens")
+        self.losses = {name: file.damage[name] for name in sections if name in file.damage}
+        """The sections that are left out, and why."""
+        if self._stored and file.origin.fingerprint != engine.fingerprint:
+            reason = "it is of another model, or of another precision"
+            self.losses |= dict.fromkeys(self._stored, reason)
+            self._stored.clear()
+        self.prefix = self._read_prefix(engine)
+        """The opaque prefix that the session began with, if it did."""
+        # Without its prefix, what was read after it is worth nothing; nor without its tokens.
+        if "prefix" in self.losses or "tokens" in self.losses:
+            self._stored.clear()
+
+    def usable_with(self, cache: CacheConfig) -> Mapping[str, StoredState]:
+        """Return the sections for a context of this kind; none for one of another kind."""
+        return self._stored if cache.kind == self._cache.kind else {}
+
+    def _read_prefix(self, engine: Engine) -> PromptCache | None:
+        section = self._stored.get("prefix")
+        if section is None:
+            return None
+        try:
+            if not isinstance(engine, StoresPrompts):
+                raise PromptCacheError(
+                    f"The engine {engine.name} has no prompt caches.", remedy="Use another engine."
+                )
+            return PromptCache(engine, engine.read_prefix(section, self._cache))
+        except PromptCacheError as error:
+            self.losses["prefix"] = error.what
+            return None
 
 
 def warn_of_losses(
-    file: SessionFile, aside: Mapping[str, str], overrides: Mapping[str, Any]
+    file: SessionFile, losses: Mapping[str, str], overrides: Mapping[str, Any]
 ) -> None:
-    """Say what of a file could not be taken up, if anything."""
-    losses = {**file.damage, **aside}
+    """Warn of what could not be used of a file, if anything."""
+    losses = {**file.damage, **losses}
     if losses.get("file") == losses.get("cache"):
-        losses.pop("file", None)  # told with what it costs
-    for part, why in losses.items():
-        told = LOSSES.get(part, f"Its part {part} was left out: {{}}.").format(why.rstrip("."))
-        _warn(file, told)
+        losses.pop("file", None)  # the cache's loss has the same reason, and says what it costs
+    for section, reason in losses.items():
+        consequence = CONSEQUENCES.get(section, f"Its section {section} is left out.")
+        _warn(file, f"{consequence} Reason: {reason.rstrip('.')}.")
     settings = file.settings
-    if settings.draft_model is not None and "speculative" not in overrides:
+    if settings.draft_model is not None and "draft" not in overrides:
         _warn(
             file,
-            f"It drafted with the model {settings.draft_model}, and goes on without; pass "
-            "speculative= to draft again.",
+            f"The session used the draft model {settings.draft_model}, which files don't keep. "
+            "Pass draft= to use one again.",
         )
     for name in settings.left_out:
         if name not in overrides and not (
             name == "logits_processors" and "generation" in overrides
         ):
-            _warn(file, f"Its {name} were code, which is not saved; pass them anew.")
+            _warn(file, f"Its {name} were code, which is not saved. Pass them again.")
 
 
-def _warn(file: SessionFile, told: str) -> None:
+def _warn(file: SessionFile, message: str) -> None:
     # As if from where the session was opened.
-    warnings.warn(f"{file.path}: {told}", SessionWarning, stacklevel=4)
+    warnings.warn(f"{file.path}: {message}", SessionWarning, stacklevel=4)

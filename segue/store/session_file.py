@@ -1,6 +1,11 @@
-"""A session as one file, read without trusting it."""
+"""A session as one file, read without trusting it.
 
-from __future__ import annotations
+The header is checked before anything else is read; each section has a checksum of its own, so that
+damage costs that section alone. Only the conversation must be sound: a file whose arrays are cut
+off still gives it. A section that is damaged is left out, and `SessionFile.damage` has the reason.
+"""
+
+# No postponed annotations here: type hints must resolve when a class says it is `segue`'s.
 
 import errno
 import hashlib
@@ -14,11 +19,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from ..config import GenerationConfig
-from ..engine import StoredPart, StoredTensor
+from ..conversation import Conversation
+from ..engine import StoredState, StoredTensor
 from ..errors import SessionFileError, SessionFileFormatError, SessionNotFoundError
-from ..files.atomic import checked_path
 from ..files.json_text import printable, read_object
+from ..files.path import checked_path
 from ..files.safetensors import (
     DamagedFileError,
     Header,
@@ -37,54 +42,59 @@ from .session_layout import (
     FORMAT,
     FORMAT_KEY,
     NO_CHECKSUM,
+    ON_DISK,
     PREFIX,
     STATES,
     VERSION,
     VERSION_KEY,
     Origin,
-    PartDigest,
+    SectionDigest,
     header_checksum,
     unusable,
 )
 from .settings import SessionSettings
-from .texts import Conversation, ledger_from_json
+from .texts import conversation_from_json, ledger_from_json, usage_from_json
 
 LONGEST_TITLE = 60
 
-Told = TypeVar("Told")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class SessionFile:
-    """What a session file holds, read and checked without an engine.
+    """The content of a session file, read and checked without an engine.
 
-    Made by `SessionFile.read`; `ChatSession.open` goes on with one.
+    Made by `SessionFile.read`; `ChatSession.open` continues one.
 
-    Attributes:
-        path: The file.
-        size: Its size, in bytes.
-        conversation: What was said, and under which instructions.
-        settings: The session's settings.
-        usage: What it has cost.
-        origin: What it was saved with.
-        ledger: The ids that the KV cache holds, and their text; empty without one.
-        damage: What is not as it was written: names of parts (``"cache"``, ``"settings"``, ...; or
-            ``"header"``, ``"file"`` for what belongs to none) and how that shows. Such a part has
-            its default value.
-        parts: The engine's parts, if they were asked for.
-        sizes: How many bytes of arrays each of the engine's parts has.
+    >>> import segue
+    >>> from segue.testing import FakeEngine
+    >>> session = segue.ChatSession(FakeEngine(["Hello!"]))
+    >>> _ = session.respond("Hi there")
+    >>> session.save("talk.segue")
+    >>> segue.SessionFile.read("talk.segue").title
+    'Hi there'
     """
 
     path: Path
+    """The file."""
     size: int
+    """Its size, in bytes."""
     conversation: Conversation
+    """The conversation: instructions, messages, template arguments."""
     settings: SessionSettings = field(default_factory=SessionSettings)
+    """The session's settings."""
     usage: Usage = field(default_factory=Usage)
+    """The cost of the session."""
     origin: Origin = field(default_factory=Origin)
+    """The model that it was saved with, and the time."""
     ledger: TokenLedger = field(default_factory=TokenLedger)
+    """The ids that the KV cache holds, and their text; empty without one."""
     damage: Mapping[str, str] = field(default_factory=dict)
-    parts: Mapping[str, StoredPart] = field(default_factory=dict)
-    sizes: Mapping[str, int] = field(default_factory=dict)
+    """The sections that are not as they were written (``"cache"``, ``"settings"``, ...; or
+    ``"header"``, ``"file"`` for what belongs to none), and the reasons. Such a section has its
+    default value."""
+    stored: Mapping[str, StoredState] = field(default_factory=dict)
+    """The engine's sections, if they were asked for."""
 
     def __repr__(self) -> str:
         return f"<SessionFile {str(self.path)!r}: {len(self.history)} messages>"
@@ -92,39 +102,39 @@ class SessionFile:
     @classmethod
     def read(
         cls, path: str | os.PathLike[str], *, check: bool = True, load: bool = False
-    ) -> SessionFile:
+    ) -> "SessionFile":
         """Read a session file; nothing in it is run or looked up as code.
 
-        A damaged cache, or any other part that the conversation can do without, is left out and
-        told as `damage`.
+        A damaged cache, or any other section that the conversation can do without, is left out and
+        reported as `damage`.
 
         Args:
             path: The file.
             check: Whether to read the cache's arrays through, to compare their checksums.
-            load: Whether to keep them, as `parts`; that checks them, too.
+            load: Whether to keep them, as `stored`; that checks them, too.
 
         Raises:
-            ConfigurationError: The path is none.
-            SessionNotFoundError: There is no such file.
-            SessionFileFormatError: It is no session file, of a newer version, or its conversation
-                is damaged; `readable` tells what is not.
-            SessionFileError: It can't be read.
+            ConfigurationError: if the path isn't one.
+            SessionNotFoundError: if there is no such file.
+            SessionFileFormatError: if it isn't a session file, is of a newer version, or its
+                conversation is damaged; `readable` has what isn't.
+            SessionFileError: if it can't be read.
         """
-        place = checked_path(path)
+        path = checked_path(path)
         try:
-            with open(place, "rb", opener=_opener) as file:
+            with open(path, "rb", opener=_opener) as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise OSError(errno.EINVAL, "it is no regular file")
-                return _Reader(file, place).read(check=check, load=load)
+                    raise OSError(errno.EINVAL, "it is not a regular file")
+                return _Reader(file, path).read(check=check, load=load)
         except FileNotFoundError:
             raise SessionNotFoundError(
-                f"There is no session file {place}.",
+                f"There is no session file {path}.",
                 remedy="Check its path, or begin a session and save it there.",
             ) from None
         except SessionFileError:
             raise
         except (OSError, ValueError) as error:  # a path with a zero byte is a ValueError
-            raise unusable(place, "read", error) from error
+            raise unusable(path, "read", error) from error
 
     @property
     def instructions(self) -> str | None:
@@ -133,8 +143,8 @@ class SessionFile:
 
     @property
     def history(self) -> tuple[Message, ...]:
-        """What was said, oldest first."""
-        return self.conversation.history
+        """The messages, oldest first."""
+        return self.conversation.messages
 
     @property
     def template_kwargs(self) -> Mapping[str, Any]:
@@ -142,16 +152,14 @@ class SessionFile:
         return self.conversation.template_kwargs
 
     @property
-    def generation(self) -> GenerationConfig:
-        """The settings of replies, without logits processors."""
-        return self.settings.generation
-
-    @property
     def title(self) -> str:
-        """The first words that a person said."""
-        said = (message.content for message in self.history if message.role is Role.USER)
-        line = " ".join(next((text for text in said if text.strip()), "").split())
+        """The first words that the user said."""
+        texts = (message.text for message in self.history if message.role is Role.USER)
+        line = " ".join(next((text for text in texts if text.strip()), "").split())
         return line if len(line) <= LONGEST_TITLE else line[: LONGEST_TITLE - 1] + "…"
+
+
+_SECTIONS = {ON_DISK.get(name, name): name for name in STATES}
 
 
 def _opener(path: str, flags: int) -> int:
@@ -171,46 +179,41 @@ class _Reader:
         self._metadata = self._read_metadata()
 
     def read(self, *, check: bool, load: bool) -> SessionFile:
-        settings = self._told("settings", SessionSettings.from_json) or SessionSettings()
-        usage = self._told("usage", Usage.from_json) or Usage()
-        origin = self._told("origin", Origin.from_json) or Origin()
+        settings = self._text("settings", SessionSettings.from_json) or SessionSettings()
+        usage = self._text("usage", usage_from_json) or Usage()
+        origin = self._text("origin", Origin.from_json) or Origin()
         ledger = TokenLedger()
         if f"{PREFIX}tokens" in self._metadata:
-            ledger = self._told("tokens", ledger_from_json) or TokenLedger()
-        parts = {}
+            ledger = self._text("tokens", ledger_from_json) or TokenLedger()
+        stored = {}
         for name in STATES:
-            if self._tensors[name] and PREFIX + name not in self._metadata:
+            key = PREFIX + ON_DISK.get(name, name)
+            if self._tensors[name] and key not in self._metadata:
                 self._damage[name] = "it is missing, but for its arrays"
-            elif PREFIX + name in self._metadata and (check or load):
-                part = self._part(name, load=load)
-                if part is not None:
-                    parts[name] = part
-        conversation = self._told("conversation", Conversation.from_json)
+            elif key in self._metadata and (check or load):
+                section = self._section(name, load=load)
+                if section is not None:
+                    stored[name] = section
+        conversation = self._text("conversation", conversation_from_json)
         if conversation is None:
             raise self._no_conversation(settings, usage, origin, ledger)
-        sizes = {
-            name: sum(tensor.end - tensor.begin for tensor in tensors.values())
-            for name, tensors in self._tensors.items()
-            if tensors
-        }
         return SessionFile(
-            self._path,
-            self._size,
-            conversation,
-            settings,
-            usage,
-            origin,
-            ledger,
-            MappingProxyType(self._damage),
-            parts if load else {},
-            sizes,
+            path=self._path,
+            size=self._size,
+            conversation=conversation,
+            settings=settings,
+            usage=usage,
+            origin=origin,
+            ledger=ledger,
+            damage=MappingProxyType(self._damage),
+            stored=stored if load else {},
         )
 
     def _read_metadata(self) -> Mapping[str, str]:
         try:
             header = read_header(self._file)
         except (NotSafetensorsError, DamagedFileError) as error:
-            # The conversation stands in front of all else, and may be whole all the same.
+            # The conversation comes before everything else, and may be whole.
             metadata = read_metadata(self._file)
             if metadata is None or FORMAT_KEY not in metadata:
                 raise SessionFileFormatError(
@@ -219,23 +222,26 @@ class _Reader:
                 ) from error
             self._damage["file"] = str(error)
             self._check_version(metadata)
-            self._damage.update((name, str(error)) for name in STATES if PREFIX + name in metadata)
+            for name in STATES:
+                if PREFIX + ON_DISK.get(name, name) in metadata:
+                    self._damage[name] = str(error)
             return metadata
         self._check_version(header.metadata)
         self._check_header(header)
         for name, tensor in header.tensors.items():
-            part, _, key = name.partition(".")
-            if part in self._tensors and key:
-                self._tensors[part][key] = tensor
+            on_disk, _, key = name.partition(".")
+            section = _SECTIONS.get(on_disk)
+            if section is not None and key:
+                self._tensors[section][key] = tensor
             else:
-                self._damage["file"] = f"its array {shown(name)} belongs to no part"
+                self._damage["file"] = f"its array {shown(name)} belongs to no section"
         return header.metadata
 
     def _check_version(self, metadata: Mapping[str, str]) -> None:
         if metadata.get(FORMAT_KEY) != FORMAT:
             other = "0.segue_version" in metadata or any(key.startswith("1.") for key in metadata)
             raise SessionFileFormatError(
-                f"{self._path} is a safetensors file, but no session.",
+                f"{self._path} is a safetensors file, but not a session.",
                 remedy="Open it with segue.load_prompt_cache."
                 if other
                 else "Pass a file that ChatSession.save wrote.",
@@ -254,50 +260,51 @@ class _Reader:
             )
 
     def _check_header(self, header: Header) -> None:
-        place = header_checksum(header.raw)
-        if place is not None:
-            start, end = place
+        span = header_checksum(header.raw)
+        if span is not None:
+            start, end = span
             zeros = header.raw[:start] + NO_CHECKSUM.encode() + header.raw[end:]
             if hashlib.sha256(zeros).hexdigest().encode() == header.raw[start:end]:
                 return
-        self._damage["header"] = "its checksum is not that of its content"
+        self._damage["header"] = "its checksum does not match its content"
 
-    def _told(self, name: str, reader: Callable[[str], Told]) -> Told | None:
-        """What a part that is text tells; ``None`` if it is damaged."""
+    def _text(self, name: str, reader: Callable[[str], Value]) -> Value | None:
+        """Return a section that is text; ``None`` if it is damaged."""
         text = self._metadata.get(PREFIX + name)
         try:
             if text is None:
                 raise ValueError("it is missing")
-            if self._metadata.get(PREFIX + name + CHECKSUM) != PartDigest(text).hexdigest():
-                raise ValueError("its checksum is not that of its content")
+            if self._metadata.get(PREFIX + name + CHECKSUM) != SectionDigest(text).hexdigest():
+                raise ValueError("its checksum does not match its content")
             return reader(text)
         except ValueError as error:
             self._damage[name] = printable(str(error))
             return None
 
-    def _part(self, name: str, *, load: bool) -> StoredPart | None:
-        """A part of the engine's, checked; without its arrays if they are not to be kept."""
+    def _section(self, name: str, *, load: bool) -> StoredState | None:
+        """Return a section of the engine's, checked; without its arrays unless they are loaded."""
         if name in self._damage:
             return None
-        text = self._metadata[PREFIX + name]
-        digest = PartDigest(text)
+        key = PREFIX + ON_DISK.get(name, name)
+        text = self._metadata[key]
+        digest = SectionDigest(text)
         tensors: dict[str, StoredTensor] = {}
-        for key, tensor in sorted(self._tensors[name].items()):
+        for tensor_name, tensor in sorted(self._tensors[name].items()):
             digest.begin(tensor.name, tensor.dtype, tensor.shape)
             self._file.seek(tensor.begin)
             size = tensor.end - tensor.begin
             data = bytearray(size if load else min(size, CHUNK_BYTES))
-            for at in range(0, size, len(data) or 1):
-                chunk = memoryview(data)[: size - at]
+            for offset in range(0, size, len(data) or 1):
+                chunk = memoryview(data)[: size - offset]
                 if self._file.readinto(chunk) != len(chunk):
                     raise OSError(errno.EIO, "it ended while it was being read")
                 digest.update(chunk)
             if load:
-                tensors[key] = StoredTensor(tensor.dtype, tensor.shape, data)
+                tensors[tensor_name] = StoredTensor(tensor.dtype, tensor.shape, data)
         try:
-            if self._metadata.get(PREFIX + name + CHECKSUM) != digest.hexdigest():
-                raise ValueError("its checksum is not that of its content")
-            return StoredPart(read_object(text), tensors)
+            if self._metadata.get(key + CHECKSUM) != digest.hexdigest():
+                raise ValueError("its checksum does not match its content")
+            return StoredState(read_object(text), tensors)
         except ValueError as error:
             self._damage[name] = str(error)
             return None
@@ -312,13 +319,13 @@ class _Reader:
         if ledger.text:
             readable["tokens"] = ledger.text
         with suppress(ValueError):
-            # What its checksum is not of; a person may tell what is wrong in it.
+            # Its checksum does not match; a person may see what is wrong in it.
             text = self._metadata.get(f"{PREFIX}conversation", "")
-            readable["conversation"] = Conversation.from_json(text)
-        told = ", ".join(readable).replace("conversation", "what it may have been") or "nothing"
+            readable["conversation"] = conversation_from_json(text)
+        listed = ", ".join(readable).replace("conversation", "what it may have been") or "nothing"
         return SessionFileFormatError(
             f"The conversation in {self._path} is damaged: {self._damage['conversation']}. Still "
-            f"readable: {told}.",
+            f"readable: {listed}.",
             remedy="Restore the file from a copy; in Python, the error's `readable` has the rest.",
             readable=readable,
         )

@@ -1,69 +1,87 @@
-"""A session's settings as text that files keep."""
+"""A session's settings as text that files keep.
+
+The form on disk is older than the split of settings into those of a reply and those of a cache:
+both are in one object, under the names that they had then.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-from ..config import PROMPT_LOOKUP, GenerationConfig, SpeculativeDecodingConfig
+from ..config import CacheConfig, GenerationConfig
+from ..engine import Engine
 from ..errors import ConfigurationError
 from ..files.json_text import read_object
 
+PROMPT_LOOKUP: Literal["prompt-lookup"] = "prompt-lookup"
 # Fields that hold code, which no file brings back.
 CODE = ("logits_processors",)
+# Fields of CacheConfig by their names on disk.
+CACHE_FIELDS = {
+    "kv_bits": "kv_bits",
+    "kv_group_size": "kv_group_size",
+    "quantized_kv_start": "quantized_kv_start",
+    "max_kv_size": "max_kv_size",
+    "max_marks": "max_checkpoints",
+    "max_mark_bytes": "max_checkpoint_bytes",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class SessionSettings:
-    """What a session does, as far as a file can tell it.
-
-    Attributes:
-        generation: The settings of its replies, without logits processors.
-        speculative: Its draft, if that is prompt lookup; a model can't be kept in a file.
-        draft_model: What its draft was loaded as, if that was a model.
-        on_overflow: What it does about a full context; ``"error"`` in place of a function.
-        left_out: What is missing: the names of settings that were code.
-    """
+    """A session's settings, as far as a file can keep them."""
 
     generation: GenerationConfig = field(default_factory=GenerationConfig)
-    speculative: SpeculativeDecodingConfig | None = None
+    """The settings of its replies, without logits processors."""
+    cache: CacheConfig = field(default_factory=CacheConfig)
+    """The settings of its KV cache."""
+    draft: Literal["prompt-lookup"] | None = None
+    """Its draft, if that is prompt lookup; a model does not go into a file."""
     draft_model: str | None = None
+    """The name that its draft was loaded by, if that was a model."""
     on_overflow: str = "error"
+    """The way it treats a full context; ``"error"`` in place of a function."""
     left_out: tuple[str, ...] = ()
+    """The names of settings that were code, and are missing."""
 
     @classmethod
     def of(
         cls,
         generation: GenerationConfig,
-        speculative: SpeculativeDecodingConfig | None,
+        cache: CacheConfig,
+        draft: Engine | Literal["prompt-lookup"] | None,
         on_overflow: object,
     ) -> SessionSettings:
-        """Those of a session."""
+        """Return what a file can keep of a session's settings."""
         left_out = [name for name in CODE if getattr(generation, name)]
         if not isinstance(on_overflow, str):
             left_out.append("on_overflow")
             on_overflow = "error"
-        draft_model = None
-        if speculative is not None and not isinstance(speculative.draft, str):
-            draft_model, speculative = speculative.draft.source, None
-        plain = dataclasses.replace(generation, logits_processors=())
-        return cls(plain, speculative, draft_model, str(on_overflow), tuple(left_out))
+        return cls(
+            generation=dataclasses.replace(generation, logits_processors=()),
+            cache=cache,
+            draft=draft if isinstance(draft, str) else None,
+            draft_model=None if draft is None or isinstance(draft, str) else draft.source,
+            on_overflow=str(on_overflow),
+            left_out=tuple(left_out),
+        )
 
     def to_json(self) -> str:
-        """As JSON."""
+        """Return the settings as JSON."""
         generation = {
             field.name: getattr(self.generation, field.name)
             for field in dataclasses.fields(GenerationConfig)
             if field.name not in CODE
         }
         generation["logit_bias"] = [list(entry) for entry in self.generation.logit_bias.items()]
-        drafts = None if self.speculative is None else self.speculative.num_draft_tokens
+        generation |= {old: getattr(self.cache, new) for old, new in CACHE_FIELDS.items()}
         return json.dumps(
             {
                 "generation": generation,
-                "prompt_lookup_tokens": drafts,
+                "prompt_lookup_tokens": self.generation.num_draft_tokens if self.draft else None,
                 "draft_model": self.draft_model,
                 "on_overflow": self.on_overflow,
                 "left_out": self.left_out,
@@ -72,38 +90,43 @@ class SessionSettings:
 
     @classmethod
     def from_json(cls, text: str) -> SessionSettings:
-        """The settings that a text tells; fields it lacks have their defaults.
+        """Read settings; fields that the text lacks have their defaults.
 
         Raises:
-            ValueError: It tells none, or impossible ones.
+            ValueError: if the text isn't settings, or has impossible ones.
         """
         entry = read_object(text)
         try:
             generation: dict[str, Any] = dict(entry.get("generation", {}))
+            cache = {
+                new: generation.pop(old) for old, new in CACHE_FIELDS.items() if old in generation
+            }
             generation["logit_bias"] = dict(generation.get("logit_bias", ()))
             if generation.keys() & set(CODE):
                 raise ValueError("they hold code")
             drafts = entry.get("prompt_lookup_tokens")
-            lookup = None if drafts is None else SpeculativeDecodingConfig(PROMPT_LOOKUP, drafts)
+            if drafts is not None:
+                generation["num_draft_tokens"] = drafts
             settings = cls(
-                GenerationConfig(**generation),
-                lookup,
-                entry.get("draft_model"),
-                entry.get("on_overflow", "error"),
-                _names(entry.get("left_out", [])),
+                generation=GenerationConfig(**generation),
+                cache=CacheConfig(**cache),
+                draft=None if drafts is None else PROMPT_LOOKUP,
+                draft_model=entry.get("draft_model"),
+                on_overflow=entry.get("on_overflow", "error"),
+                left_out=_names(entry.get("left_out", [])),
             )
         except (TypeError, ConfigurationError) as error:
-            raise ValueError(f"they can't be ({error})") from error
+            raise ValueError(f"they can't be used ({error})") from error
         sound = isinstance(settings.draft_model, str | None) and settings.on_overflow in (
             "error",
             "drop-oldest",
         )
         if not sound:
-            raise ValueError("they are of a wrong type")
+            raise ValueError("they have a wrong type")
         return settings
 
 
 def _names(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        raise TypeError("what was left out has no names")
+        raise TypeError("what was left out must be a list of names")
     return tuple(value)

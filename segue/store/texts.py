@@ -1,89 +1,110 @@
-"""What was said, and which tokens stand for it, as text that files keep."""
+"""Conversations, usage and ledgers as JSON in files.
+
+Messages have a form of their own here, from which each comes back just as it was (the OpenAI shape
+of `Message.to_dict` turns some text into mappings): docs/session-files.md has it in full.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+from ..conversation import Conversation
 from ..errors import MessageError
 from ..files.json_text import check_bounds, read_object
 from ..ledger import Seam, TokenLedger
 from ..messages import Message
+from ..tool_call import ToolCall
+from ..usage import TurnUsage, Usage
 
 
-@dataclass(frozen=True, slots=True)
-class Conversation:
-    """All that prompts are made of.
+def conversation_to_json(conversation: Conversation) -> str:
+    """Write a conversation as JSON.
 
-    Attributes:
-        instructions: The system message.
-        history: What was said, oldest first.
-        template_kwargs: Arguments for the chat template.
+    Raises:
+        ValueError: if the template's arguments hold something that JSON can't express.
     """
-
-    instructions: str | None = None
-    history: tuple[Message, ...] = ()
-    template_kwargs: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_json(self) -> str:
-        """As JSON.
-
-        Raises:
-            ValueError: Tool calls or template arguments hold what JSON can't express.
-        """
-        conversation = {
-            "instructions": self.instructions,
-            "history": [message.to_dict() for message in self.history],
-            "template_kwargs": dict(self.template_kwargs),
+    return _written(
+        {
+            "instructions": conversation.instructions,
+            "history": [_message_to_entry(message) for message in conversation.messages],
+            "template_kwargs": dict(conversation.template_kwargs),
         }
-        try:
-            text = json.dumps(conversation, allow_nan=False, ensure_ascii=False)
-            text.encode()
-            # Tuples and keys that are no strings would come back as others, and render otherwise.
-            if json.loads(text) != conversation:
-                raise TypeError("tuples, or keys that are not strings")
-            check_bounds(text, conversation)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise ValueError(
-                f"the conversation holds something that JSON can't express ({error})"
-            ) from error
-        return text
+    )
 
-    @classmethod
-    def from_json(cls, text: str) -> Conversation:
-        """The conversation that a text tells.
 
-        Raises:
-            ValueError: It is none.
-        """
-        entry = read_object(text)
-        instructions = entry.get("instructions")
-        history, kwargs = entry.get("history"), entry.get("template_kwargs", {})
-        if not isinstance(instructions, str | None) or not isinstance(kwargs, dict):
-            raise ValueError("its instructions or template arguments are of a wrong type")
-        try:
-            if not isinstance(history, list):
-                raise TypeError("no list")
-            conversation = cls(instructions, tuple(Message(**entry) for entry in history), kwargs)
-        except (TypeError, MessageError) as error:
-            raise ValueError("its messages are not of the form they should have") from error
-        conversation.to_json()  # JSON's readers take lone surrogates and NaN, its writers don't
-        return conversation
+def conversation_from_json(text: str) -> Conversation:
+    """Read what `conversation_to_json` wrote, in this version or an earlier one.
+
+    Raises:
+        ValueError: if the text has another form, or holds something that JSON can't express.
+    """
+    entry = read_object(text)
+    instructions = entry.get("instructions")
+    history, kwargs = entry.get("history"), entry.get("template_kwargs", {})
+    if not isinstance(instructions, str | None) or not isinstance(kwargs, dict):
+        raise ValueError("its instructions or template arguments are of a wrong type")
+    try:
+        if not isinstance(history, list):
+            raise TypeError("no list")
+        messages = [_message_from_entry(message) for message in history]
+    except (AttributeError, LookupError, TypeError, MessageError) as error:
+        raise ValueError("its messages are not of the form they should have") from error
+    # JSON's readers take lone surrogates and NaN, its writers don't.
+    _written({"instructions": instructions, "template_kwargs": kwargs})
+    return Conversation(instructions, messages, kwargs)
+
+
+def _written(conversation: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(conversation, allow_nan=False, ensure_ascii=False)
+        text.encode()
+        # Tuples and keys that are no strings would come back as others, and render otherwise.
+        if json.loads(text) != conversation:
+            raise TypeError("tuples, or keys that are not strings")
+        check_bounds(text, conversation)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"the conversation holds something that JSON can't express ({error})"
+        ) from error
+    return text
+
+
+def _message_to_entry(message: Message) -> dict[str, Any]:
+    entry = message.to_dict()
+    if message.tool_calls:
+        # Arguments stay what they are, a mapping or text.
+        entry["tool_calls"] = [call.to_template() for call in message.tool_calls]
+    if message.reasoning is not None:
+        entry["reasoning"] = entry.pop("reasoning_content")
+    return entry
+
+
+def _message_from_entry(entry: dict[str, Any]) -> Message:
+    calls = entry.get("tool_calls", [])
+    if not isinstance(calls, list):
+        raise TypeError("no list")
+    return Message(**{**entry, "tool_calls": [_call_from_entry(call) for call in calls]})
+
+
+def _call_from_entry(entry: dict[str, Any]) -> ToolCall:
+    # Version 0.1 wrote whatever mapping a caller had passed.
+    function = entry.get("function", entry)
+    return ToolCall(function["name"], function.get("arguments", {}), entry.get("id"))
 
 
 def ledger_to_json(ledger: TokenLedger) -> str:
-    """Ids, their text and its seams as JSON."""
+    """Write ids, their text and its seams as JSON."""
     entry = {"ids": ledger.ids, "text": ledger.text, "seams": ledger.seams}
     return json.dumps(entry, ensure_ascii=False)
 
 
 def ledger_from_json(text: str) -> TokenLedger:
-    """The ledger that a text tells.
+    """Read what `ledger_to_json` wrote.
 
     Raises:
-        ValueError: It is none, or not a sound one.
+        ValueError: if the text has another form, or its parts contradict each other.
     """
     entry = read_object(text)
     try:
@@ -107,3 +128,45 @@ def ledger_from_json(text: str) -> TokenLedger:
     if not sound:
         raise ValueError("its tokens are not of the form they should have")
     return ledger
+
+
+_COUNTS = ("prewarmed_tokens", "proposed_tokens", "accepted_tokens")
+# How many of a turn's fields, the first ones, count tokens.
+_TOKENS = 4
+# Larger sums may not fit into a float.
+_LARGEST = 2**53
+
+
+def usage_to_json(usage: Usage) -> str:
+    """Write what was spent as JSON; checkpoints belong to a live cache, and are left out."""
+    turns = [dataclasses.asdict(turn) for turn in usage.turns]
+    return json.dumps({"turns": turns, **{name: getattr(usage, name) for name in _COUNTS}})
+
+
+def usage_from_json(text: str) -> Usage:
+    """Read what `usage_to_json` wrote.
+
+    Files of 0.1 count what was read ahead in two fields, `prewarmed_tokens` and `settled_tokens`:
+    their sum counts.
+
+    Raises:
+        ValueError: if the text has another form, or counts that can't be counts.
+    """
+    entry = read_object(text)
+    try:
+        turns = tuple(TurnUsage(**turn) for turn in entry.get("turns", ()))
+    except TypeError as error:
+        raise ValueError("its turns are not of the form they should have") from error
+    counts = {name: entry.get(name, 0) for name in _COUNTS}
+    settled = entry.get("settled_tokens", 0)
+    spent = [dataclasses.astuple(turn) for turn in turns]
+    tokens = [*counts.values(), settled, *(n for turn in spent for n in turn[:_TOKENS])]
+    seconds = [number for turn in spent for number in turn[_TOKENS:]]
+    # True is an int to Python, and NaN is neither more nor less than any number.
+    sound = all(type(number) is int for number in tokens) and all(
+        type(number) in (int, float) and 0 <= number <= _LARGEST for number in (*tokens, *seconds)
+    )
+    if not sound:
+        raise ValueError("it counts what can't be counted")
+    counts["prewarmed_tokens"] += settled
+    return Usage(turns, **counts)
