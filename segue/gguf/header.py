@@ -1,6 +1,13 @@
-"""GGUF files: the header, read and checked before anything is loaded.
+"""The header of a GGUF file, read and checked before anything is loaded.
 
-The format is described in ggml's docs/gguf.md.
+How it works: the header has the metadata, as typed values by name, and a description of each tensor
+(ggml's docs/gguf.md has the format). The file is mapped into memory and read by a cursor that
+checks each read against the file's end, and each count against what could still follow, before
+anything is allocated. Tensors of known types must lie within the file. So time and memory are
+bounded by the header's own size, whatever is in it.
+
+What does not work: MLX's own reader (``mx.load``). It knows five types of tensors, crashes on some
+metadata, and trusts the file. Arrays of arrays are refused here, for no model has them.
 """
 
 from __future__ import annotations
@@ -111,11 +118,11 @@ BLOCKS = {
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Where a tensor lies and what it is."""
+    """A tensor's name, type, shape and position."""
 
     name: str
     shape: tuple[int, ...]
-    """Row-major, as arrays have it (the file lists dimensions the other way round)."""
+    """Row-major, as arrays have it; the file lists dimensions in the opposite order."""
     type: TensorType | int
     """A bare number if ggml has added a type since."""
     offset: int
@@ -124,17 +131,14 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class GGUFFile:
-    """A GGUF file's header.
-
-    Attributes:
-        path: The file.
-        metadata: Its key-value pairs.
-        tensors: Its tensors, by name.
-    """
+    """A GGUF file's header."""
 
     path: Path
+    """The file's path."""
     metadata: dict[str, Any]
+    """Its key-value pairs."""
     tensors: dict[str, TensorInfo]
+    """Its tensors, by name."""
 
     @property
     def parameters(self) -> int:
@@ -146,8 +150,8 @@ class GGUFFile:
         """Read and check a header; time and memory are bounded by its own size.
 
         Raises:
-            ModelNotFoundError: The file can't be opened.
-            ModelFormatError: It is no GGUF file, is of another version, or is damaged or cut off.
+            ModelNotFoundError: if the file can't be opened.
+            ModelFormatError: if it is not a GGUF file, is of another version, or is damaged.
         """
         try:
             with path.open("rb") as file:
@@ -164,12 +168,12 @@ class GGUFFile:
             ) from error
 
     def text(self, key: str) -> str | None:
-        """A string of the metadata; ``None`` if the key is missing or holds something else."""
+        """Return a string of the metadata; ``None`` if there is no string of that name."""
         value = self.metadata.get(key)
         return value if isinstance(value, str) else None
 
     def number(self, key: str) -> int | float | None:
-        """A number of the metadata; ``None`` if the key is missing or holds something else."""
+        """Return a number of the metadata; ``None`` if there is no number of that name."""
         value = self.metadata.get(key)
         return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
@@ -200,12 +204,10 @@ class _Header:
         if not isinstance(alignment, int) or alignment < 1:
             raise self._damaged(f"its alignment is {alignment!r}")
         start = -(-self._at // alignment) * alignment
-        placed = {}
-        for tensor in tensors:
-            placed[tensor.name] = self._place(tensor, start, alignment)
-        if len(placed) != tensor_count:
+        located = {tensor.name: self._locate(tensor, start, alignment) for tensor in tensors}
+        if len(located) != tensor_count:
             raise self._damaged("two tensors have the same name")
-        return GGUFFile(self._path, metadata, placed)
+        return GGUFFile(self._path, metadata, located)
 
     def _tensor(self) -> TensorInfo:
         name = self._name()
@@ -217,8 +219,8 @@ class _Header:
         kind = TensorType(number) if number in TensorType._value2member_map_ else number
         return TensorInfo(name, shape, kind, self._scalar("Q"))
 
-    def _place(self, tensor: TensorInfo, start: int, alignment: int) -> TensorInfo:
-        """The tensor with its offset in the file, its extent checked where the type is known."""
+    def _locate(self, tensor: TensorInfo, start: int, alignment: int) -> TensorInfo:
+        """Return a tensor with its offset in the file, checked as far as its type is known."""
         offset = start + tensor.offset
         known = isinstance(tensor.type, TensorType)
         # The size of other types is not known here, nor needed: they are refused when loaded.
@@ -235,7 +237,7 @@ class _Header:
         return TensorInfo(tensor.name, tensor.shape, tensor.type, offset)
 
     def _take(self, size: int) -> int:
-        """Where the next `size` bytes begin."""
+        """Skip `size` bytes, and return where they begin."""
         at = self._at
         if size > self._size - at:
             raise self._damaged("its header ends too early")

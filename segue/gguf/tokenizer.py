@@ -1,9 +1,34 @@
-"""The tokenizer that a GGUF file carries, built with Hugging Face's tokenizers."""
+"""The tokenizer in a GGUF file, built with Hugging Face's tokenizers.
+
+How it works: a file has a vocabulary (tokens, their types, and merges or scores) and names the kind
+of tokenizer that it belongs to. Each kind has a function here that gives an empty Hugging Face
+tokenizer its model and reports which detokenizer goes with it:
+
+- ``gpt2``: byte-level BPE. The merges are in the file; text is cut into words by the rule that the
+  file names (`words.py`).
+- ``llama``: SentencePiece. The file has a score for each piece instead of merges, and SentencePiece
+  joins the two neighbours whose piece has the best score. So each way to cut a piece in two is a
+  merge, and ranks as the piece does.
+
+Then control tokens become special tokens, and the file's roles (BOS, EOS, ...) are filled. A reply
+ends at what the file names as end of text, turn or message, and at a few texts that end it in any
+case, as in llama.cpp. Where the file demands BOS at the start of every prompt, the chat template is
+wrapped to write it: encoding adds nothing, for what is encoded in the middle of a conversation must
+not have one.
+
+What does not work:
+
+- Other kinds of tokenizer, and other rules for words: they are refused by name.
+- Use without MLX: the wrapper and its detokenizers are mlx-lm's (``mlx_lm.tokenizer_utils``), and
+  importing that imports MLX. An engine that is to run where MLX is not installed needs detokenizers
+  of our own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 from mlx_lm.tokenizer_utils import (
@@ -21,10 +46,15 @@ from .words import WORDS, Words
 # Token types, as the file numbers them.
 UNDEFINED, NORMAL, UNKNOWN, CONTROL, USER_DEFINED = 0, 1, 2, 3, 4
 
+# Roles of special tokens in Hugging Face's tokenizers, and their names in files.
+ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+# SentencePiece's own numbers, which old files leave out.
+SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
+
 # What stands for a space in SentencePiece's vocabularies.
 SPACE = "\u2581"
 
-# Texts that end a reply whatever the file names as eos, as llama.cpp has it.
+# Texts that end a reply in any case, as in llama.cpp.
 END_OF_GENERATION = (
     "<|eot_id|>",
     "<|im_end|>",
@@ -42,41 +72,22 @@ END_OF_GENERATION = (
 
 
 def load_tokenizer(file: GGUFFile) -> TokenizerWrapper:
-    """The tokenizer of a GGUF file, with its chat template and the ids that end a reply.
-
-    Where the file demands a BOS in front of every prompt, what its template renders has one.
+    """Return the tokenizer of a GGUF file, with its chat template and the ids that end a reply.
 
     Raises:
-        UnsupportedModelError: Its kind or its pre-tokenizer is not supported.
-        ModelFormatError: Its vocabulary is missing or inconsistent.
+        UnsupportedModelError: if its kind or its rule for words is not supported.
+        ModelFormatError: if its vocabulary is missing or inconsistent.
     """
-    kind = file.text("tokenizer.ggml.model")
-    if kind not in _KINDS:
-        raise UnsupportedModelError(
-            f"{file.path} has a tokenizer of the kind {kind!r}, and Segue reads "
-            f"{' and '.join(map(repr, _KINDS))} alone.",
-            remedy="Use the same model as an mlx-lm folder.",
-        )
-    tokens = _list(file, "tokenizer.ggml.tokens", str)
-    types = _list(file, "tokenizer.ggml.token_type", int)
-    embedding = file.tensors.get("token_embd.weight")
-    if embedding is not None and len(tokens) > embedding.shape[0]:
-        raise ModelFormatError(
-            f"{file.path} has {len(tokens)} tokens, but embeds {embedding.shape[0]} alone.",
-            remedy="Convert the model again.",
-        )
-    ids = {token: index for index, token in enumerate(tokens)}
-    if len(types) != len(tokens) or len(ids) != len(tokens):
-        raise _contradiction(file)
-    # Given its model below: what it is made of here, it copies, and a quarter of a million tokens
-    # take seconds.
+    vocabulary = _Vocabulary(file)
+    # A quarter of a million tokens take seconds to copy, and a tokenizer copies what it is made of:
+    # so it gets its model afterwards.
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.BPE()),
         chat_template=file.text("tokenizer.chat_template"),
         clean_up_tokenization_spaces=False,
     )
     try:
-        detokenizer = _KINDS[kind](wrapped.backend_tokenizer, file, ids, types)
+        detokenizer = _KINDS[vocabulary.kind](wrapped.backend_tokenizer, vocabulary)
     except (ModelFormatError, UnsupportedModelError):
         raise
     except Exception as error:  # tokenizers raises bare Exceptions
@@ -84,41 +95,125 @@ def load_tokenizer(file: GGUFFile) -> TokenizerWrapper:
             f"The vocabulary in {file.path} can't be used: {error}.",
             remedy="Convert the model again.",
         ) from error
-    wrapped.backend_tokenizer.add_tokens(
-        [
-            AddedToken(token, special=kind_of_token != USER_DEFINED, normalized=False)
-            for token, kind_of_token in zip(tokens, types, strict=True)
-            if kind_of_token in (UNKNOWN, CONTROL, USER_DEFINED) or token in END_OF_GENERATION
-        ]
-    )
-    # SentencePiece's own numbers, which old files leave out.
-    names = {"unknown": 0, "bos": 1, "eos": 2} if kind == "llama" else {}
-
-    def named(key: str) -> str | None:
-        index = file.metadata.get(f"tokenizer.ggml.{key}_token_id", names.get(key))
-        return tokens[index] if isinstance(index, int) and 0 <= index < len(tokens) else None
-
-    roles = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    wrapped.add_special_tokens(
-        {f"{role}_token": named(key) for role, key in roles.items() if named(key) is not None}
-    )
-    ends = {named("eos"), named("eot"), named("eom"), *END_OF_GENERATION}
+    _add_special_tokens(wrapped, vocabulary)
     return TokenizerWrapper(
         wrapped,
         detokenizer,
-        eos_token_ids={ids[token] for token in ends if token in ids},
-        chat_template=_with_bos(wrapped) if _demands_bos(file, kind) else None,
+        eos_token_ids=vocabulary.ends,
+        chat_template=_with_bos(wrapped) if vocabulary.demands_bos else None,
     )
 
 
-def _byte_level(tokenizer: Tokenizer, file: GGUFFile, ids: dict[str, int], types: list[int]) -> Any:
+@dataclass(frozen=True)
+class _Vocabulary:
+    """A file's vocabulary, checked as far as all kinds have it in common."""
+
+    file: GGUFFile
+
+    def __post_init__(self) -> None:
+        embedding = self.file.tensors.get("token_embd.weight")
+        if self.kind not in _KINDS:
+            raise UnsupportedModelError(
+                f"{self.file.path} has a tokenizer of the kind {self.kind!r}, and Segue reads only "
+                f"{' and '.join(map(repr, _KINDS))}.",
+                remedy="Use the same model as an mlx-lm folder.",
+            )
+        if embedding is not None and len(self.tokens) > embedding.shape[0]:
+            raise ModelFormatError(
+                f"{self.file.path} has {len(self.tokens)} tokens, but embeddings for only "
+                f"{embedding.shape[0]}.",
+                remedy="Convert the model again.",
+            )
+        if len(self.types) != len(self.tokens) or len(self.ids) != len(self.tokens):
+            raise self.contradiction()
+
+    @cached_property
+    def kind(self) -> str:
+        """The kind of tokenizer that it belongs to."""
+        return self.file.text("tokenizer.ggml.model") or ""
+
+    @cached_property
+    def tokens(self) -> list[str]:
+        """The tokens, by id."""
+        return self.values("tokens", str)
+
+    @cached_property
+    def types(self) -> list[int]:
+        """The tokens' types, by id."""
+        return self.values("token_type", int)
+
+    @cached_property
+    def ids(self) -> dict[str, int]:
+        """The tokens' ids."""
+        return {token: index for index, token in enumerate(self.tokens)}
+
+    @cached_property
+    def words(self) -> Words:
+        """The rule by which text is cut into words; of byte-level vocabularies.
+
+        Raises:
+            UnsupportedModelError: if the rule is not supported.
+        """
+        pre = self.file.text("tokenizer.ggml.pre") or "default"
+        if pre not in WORDS:
+            raise UnsupportedModelError(
+                f"{self.file.path} cuts words by the rule {pre!r}, which Segue does not know.",
+                remedy=f"Use a model with one of {', '.join(WORDS)}, or an mlx-lm folder.",
+            )
+        return WORDS[pre]
+
+    @property
+    def ends(self) -> set[int]:
+        """The ids that end a reply."""
+        ends = {self.special("eos"), self.special("eot"), self.special("eom"), *END_OF_GENERATION}
+        return {self.ids[token] for token in ends if token in self.ids}
+
+    @property
+    def demands_bos(self) -> bool:
+        """True if every prompt starts with BOS, template or not; by default as in llama.cpp."""
+        demanded = self.file.metadata.get("tokenizer.ggml.add_bos_token")
+        if isinstance(demanded, bool):
+            return demanded
+        return self.kind == "llama" or self.words.bos
+
+    def special(self, role: str) -> str | None:
+        """Return the token that has a role, such as ``"eos"``, if the file names one."""
+        default = SENTENCEPIECE_IDS.get(role) if self.kind == "llama" else None
+        index = self.file.metadata.get(f"tokenizer.ggml.{role}_token_id", default)
+        if not isinstance(index, int) or not 0 <= index < len(self.tokens):
+            return None
+        return self.tokens[index]
+
+    def values(self, key: str, *kinds: type) -> list[Any]:
+        """Return a list of the file's metadata.
+
+        Raises:
+            ModelFormatError: if there is none, or an item is not of one of these types.
+        """
+        values = self.file.metadata.get(f"tokenizer.ggml.{key}")
+        if not isinstance(values, list) or not set(map(type, values)) <= set(kinds):
+            raise ModelFormatError(
+                f"{self.file.path} has no usable tokenizer.ggml.{key}.",
+                remedy="Convert the model again, with its vocabulary.",
+            )
+        return values
+
+    def contradiction(self) -> ModelFormatError:
+        """Return the error for a vocabulary whose lists don't fit together."""
+        return ModelFormatError(
+            f"The vocabulary in {self.file.path} contradicts itself.",
+            remedy="Convert the model again.",
+        )
+
+
+def _byte_level(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> Any:
     """Kind ``gpt2``: merges in order, over bytes."""
-    merges = _list(file, "tokenizer.ggml.merges", str)
+    merges = vocabulary.values("merges", str)
     if any(merge.count(" ") != 1 for merge in merges):
-        raise _contradiction(file)
-    words = _words(file)
+        raise vocabulary.contradiction()
+    words = vocabulary.words
     tokenizer.model = models.BPE(
-        vocab=ids,
+        vocab=vocabulary.ids,
         merges=[tuple(merge.split(" ")) for merge in merges],
         ignore_merges=words.whole_words,
     )
@@ -127,34 +222,21 @@ def _byte_level(tokenizer: Tokenizer, file: GGUFFile, ids: dict[str, int], types
     return BPEStreamingDetokenizer
 
 
-def _words(file: GGUFFile) -> Words:
-    pre = file.text("tokenizer.ggml.pre") or "default"
-    if pre not in WORDS:
-        raise UnsupportedModelError(
-            f"{file.path} cuts words by the rule {pre!r}, which Segue does not know.",
-            remedy=f"Use a model with one of {', '.join(WORDS)}, or an mlx-lm folder.",
-        )
-    return WORDS[pre]
-
-
-def _sentencepiece(
-    tokenizer: Tokenizer, file: GGUFFile, ids: dict[str, int], types: list[int]
-) -> Any:
+def _sentencepiece(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> Any:
     """Kind ``llama``: the best-scored pieces first, over characters; bytes for unknown ones."""
-    scores = _list(file, "tokenizer.ggml.scores", int, float)
-    if len(scores) != len(ids):
-        raise _contradiction(file)
-    unknown = file.metadata.get("tokenizer.ggml.unknown_token_id", 0)
+    scores = vocabulary.values("scores", int, float)
+    if len(scores) != len(vocabulary.ids):
+        raise vocabulary.contradiction()
     tokenizer.model = models.BPE(
-        vocab=ids,
-        merges=_merges(ids, types, scores),
-        unk_token=next((token for token, index in ids.items() if index == unknown), None),
+        vocab=vocabulary.ids,
+        merges=_merges(vocabulary, scores),
+        unk_token=vocabulary.special("unknown"),
         fuse_unk=True,
         byte_fallback=True,
     )
-    spaced = bool(file.metadata.get("tokenizer.ggml.add_space_prefix", True))
-    marked = [normalizers.Prepend(SPACE)] if spaced else []
-    tokenizer.normalizer = normalizers.Sequence([*marked, normalizers.Replace(" ", SPACE)])
+    spaced = bool(vocabulary.file.metadata.get("tokenizer.ggml.add_space_prefix", True))
+    prefixed = [normalizers.Prepend(SPACE)] if spaced else []
+    tokenizer.normalizer = normalizers.Sequence([*prefixed, normalizers.Replace(" ", SPACE)])
     trimmed = [decoders.Strip(" ", 1, 0)] if spaced else []
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *trimmed]
@@ -162,12 +244,14 @@ def _sentencepiece(
     return partial(SPMStreamingDetokenizer, trim_space=spaced)
 
 
-def _merges(ids: dict[str, int], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
-    """The pairs of pieces that make a piece, in the order that SentencePiece merges them in.
-
-    It joins the two neighbours whose piece has the best score, so a merge ranks as its piece does.
-    """
-    pieces = {token: index for token, index in ids.items() if types[index] in (UNDEFINED, NORMAL)}
+def _merges(vocabulary: _Vocabulary, scores: list[float]) -> list[tuple[str, str]]:
+    """Return the pairs of pieces that make a piece, in the order that SentencePiece merges them."""
+    types = vocabulary.types
+    pieces = {
+        token: index
+        for token, index in vocabulary.ids.items()
+        if types[index] in (UNDEFINED, NORMAL)
+    }
     return [
         (piece[:cut], piece[cut:])
         for piece in sorted(pieces, key=lambda piece: (-scores[pieces[piece]], pieces[piece]))
@@ -176,16 +260,26 @@ def _merges(ids: dict[str, int], types: list[int], scores: list[float]) -> list[
     ]
 
 
-def _demands_bos(file: GGUFFile, kind: str) -> bool:
-    """Whether every prompt starts with BOS, template or not; llama.cpp's defaults."""
-    demanded = file.metadata.get("tokenizer.ggml.add_bos_token")
-    if isinstance(demanded, bool):
-        return demanded
-    return kind == "llama" or _words(file).bos
+_KINDS = {"gpt2": _byte_level, "llama": _sentencepiece}
+
+
+def _add_special_tokens(tokenizer: Any, vocabulary: _Vocabulary) -> None:
+    """Have a tokenizer never cut its control tokens, and know which of them are BOS, EOS, ..."""
+    tokenizer.backend_tokenizer.add_tokens(
+        [
+            AddedToken(token, special=kind != USER_DEFINED, normalized=False)
+            for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
+            if kind in (UNKNOWN, CONTROL, USER_DEFINED) or token in END_OF_GENERATION
+        ]
+    )
+    named = {f"{role}_token": vocabulary.special(name) for role, name in ROLES.items()}
+    tokenizer.add_special_tokens(
+        {role: token for role, token in named.items() if token is not None}
+    )
 
 
 def _with_bos(tokenizer: Any) -> Callable[..., str] | None:
-    """The chat template of a tokenizer, with BOS in front of what does not start with it."""
+    """Return a tokenizer's chat template, with BOS before what does not start with it."""
     if tokenizer.chat_template is None or tokenizer.bos_token is None:
         return None
 
@@ -199,22 +293,3 @@ def _with_bos(tokenizer: Any) -> Callable[..., str] | None:
         )
 
     return render
-
-
-_KINDS = {"gpt2": _byte_level, "llama": _sentencepiece}
-
-
-def _contradiction(file: GGUFFile) -> ModelFormatError:
-    return ModelFormatError(
-        f"The vocabulary in {file.path} contradicts itself.", remedy="Convert the model again."
-    )
-
-
-def _list(file: GGUFFile, key: str, *kinds: type) -> list[Any]:
-    values = file.metadata.get(key)
-    if not isinstance(values, list) or not set(map(type, values)) <= set(kinds):
-        raise ModelFormatError(
-            f"{file.path} has no usable {key}.",
-            remedy="Convert the model again, with its vocabulary.",
-        )
-    return values

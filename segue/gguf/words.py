@@ -1,4 +1,4 @@
-"""How byte-level BPE tokenizers cut text into words, by the name in `tokenizer.ggml.pre`."""
+"""Rules by which byte-level BPE tokenizers cut text into words, by their names in GGUF files."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ from tokenizers import Regex, pre_tokenizers
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """One way to cut text.
-
-    Attributes:
-        patterns: Each cuts the pieces that those before it left: what it matches is a piece, and so
-            is what lies between two matches.
-        whole_words: Whether a word that is a token is never split by merges.
-        bos: Whether a prompt starts with BOS unless the file says otherwise.
-    """
+    """One rule."""
 
     patterns: tuple[str, ...]
+    """Each cuts the pieces that those before it left: what it matches is a piece, and so is what is
+    between two matches."""
     whole_words: bool = False
+    """True if a word that is a token is never split by merges."""
     bos: bool = False
+    """True if a prompt starts with BOS by default."""
 
     def pre_tokenizer(self) -> Any:
-        """It, for Hugging Face's tokenizers."""
+        """Return the rule for Hugging Face's tokenizers."""
         cuts = [
             pre_tokenizers.Split(Regex(pattern), behavior="isolated") for pattern in self.patterns
         ]
@@ -38,8 +35,8 @@ _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _LLAMA3 = rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}{{1,3}}|{_REST}"
 _QWEN2 = rf"{_CONTRACTIONS}|{_LETTERS}|\p{{N}}|{_REST}"
-# Words split where a small letter is followed by a capital one.
-# llama.cpp leaves out the marks (\p{M}) that these models' own tokenizers have here.
+# Words end where a small letter is followed by a capital one. llama.cpp leaves out the combining
+# marks (\p{M}) that these models' own tokenizers have here.
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _HUMP = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+"
 _CAPITALS = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*"

@@ -1,4 +1,24 @@
-"""mlx-lm's tokenizers, as a session needs them."""
+"""Hugging Face's tokenizers, as a session needs them.
+
+How it works: a tokenizer is wrapped by mlx-lm's ``TokenizerWrapper``, which finds the ids that end
+a reply, the reasoning tags and a streaming detokenizer. On top of that, this module makes ids and
+text fit together, so that what was cached as ids is what the next prompt says as text:
+
+- Nothing is added by `encode`: the template writes its own BOS.
+- Tokenizers of SentencePiece's kind put a space before each part between two special tokens, which
+  no template wrote. It is taken away, except at the start of the text, where decoding drops it.
+- A space at the start of a reply is part of its text only if the template writes replies as they
+  are. If it writes that space itself, or trims it, the space is dropped.
+
+What does not work:
+
+- Tokenizers whose special tokens swallow white space beside them (Phi's). No ids spell what their
+  templates render, and the publisher's ids are used as they are.
+- mlx-lm's naive detokenizer, which fits any tokenizer, with SentencePiece decoders: it drops spaces
+  at the start of lines. The detokenizer is chosen by the decoder, as mlx-lm's own loader does.
+- Use without MLX: ``mlx_lm.tokenizer_utils`` imports it. An engine that is to run where MLX is not
+  installed needs a wrapper and detokenizers of our own.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +42,7 @@ from mlx_lm.tokenizer_utils import (
 
 from ..errors import MissingTemplateError, TemplateError
 
-# What models write around their reasoning, beside what mlx-lm knows.
+# What models write around their reasoning, besides what mlx-lm knows.
 REASONING_TAGS = (
     ("<think>", "</think>"),
     ("<seed:think>", "</seed:think>"),
@@ -35,20 +55,20 @@ HARMONY_TAGS = (
     "<|channel|>analysis<|message|>",
     "<|end|><|start|>assistant<|channel|>final<|message|>",
 )
-# Text that joins with nothing that follows it, and takes the space that some tokenizers put in
-# front of whatever they encode.
+# Text that joins with nothing after it, and takes the space that some tokenizers put before any
+# text that they encode.
 ANCHOR = "\n"
 
 
-class MlxTokenizer:
-    """A Hugging Face or mlx-lm tokenizer behind Segue's `Tokenizer` protocol.
+class HuggingFaceTokenizer:
+    """A Hugging Face or mlx-lm tokenizer as a `segue.engine.Tokenizer`.
 
     Args:
         tokenizer: A tokenizer as `mlx_lm.load` returns it, or a plain Hugging Face one.
-        name: What messages call it; by default the name it carries itself.
+        name: What messages call the tokenizer; by default its own name.
 
     Raises:
-        MissingTemplateError: It has no chat template.
+        MissingTemplateError: if the tokenizer has no chat template.
     """
 
     def __init__(self, tokenizer: Any, *, name: str | None = None) -> None:
@@ -62,7 +82,7 @@ class MlxTokenizer:
         if not wrapped.has_chat_template:
             raise MissingTemplateError(
                 f"The tokenizer of {self.name} has no chat template, so it can't hold a "
-                "conversation (it may belong to a base model).",
+                "conversation (it may be that of a base model).",
                 remedy="Use an instruct or chat model, or set tokenizer.chat_template yourself.",
             )
 
@@ -114,12 +134,7 @@ class MlxTokenizer:
         return str(text)
 
     def encode(self, text: str) -> list[int]:
-        """See `segue.engine.Tokenizer.encode`.
-
-        Some tokenizers of SentencePiece's kind put a space at the front of every part between two
-        special tokens, which no template wrote: that is taken away, but at the front of the text,
-        where decoding drops it.
-        """
+        """See `segue.engine.Tokenizer.encode`."""
         if not self._spaces_parts:
             return self._encode(text)
         first, *rest = self._special.split(text)
@@ -132,7 +147,7 @@ class MlxTokenizer:
         return list(self.wrapped.encode(text, add_special_tokens=False))
 
     def _encode_inside(self, text: str) -> list[int]:
-        """The ids of text that has something before it: a line break here, cut off again."""
+        """Return the ids of text that comes after something: a line break here, cut off again."""
         anchor, ids = self._anchor, self._encode(ANCHOR + text)
         return ids[len(anchor) :] if ids[: len(anchor)] == anchor else self._encode(text)
 
@@ -151,16 +166,13 @@ class MlxTokenizer:
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        """Finds the tokens that are never cut nor joined; the longest of several."""
+        """Matches the tokens that are never cut nor joined; the longest of several."""
         longest_first = sorted(self._added, key=len, reverse=True)
         return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     @cached_property
     def _spaces_parts(self) -> bool:
-        """Whether a space is put behind special tokens, and nothing is swallowed beside them.
-
-        Where they swallow white space, as Phi's do, the publisher's ids spell no render anyway.
-        """
+        """True if a space is put after special tokens, and they swallow none beside them."""
         tokens = self._added_tokens.values()
         if not tokens or any(token.lstrip or token.rstrip for token in tokens):
             return False
@@ -175,21 +187,19 @@ class MlxTokenizer:
             )
         )
 
-    def detokenizer(self) -> MlxDetokenizer:
+    def detokenizer(self) -> HuggingFaceDetokenizer:
         """See `segue.engine.Tokenizer.detokenizer`."""
-        return MlxDetokenizer(self.wrapped.detokenizer, drop_space=self._drops_space)
+        return HuggingFaceDetokenizer(self.wrapped.detokenizer, drop_space=self._drops_space)
 
     @cached_property
     def _drops_space(self) -> bool:
-        """Whether a space at the front of a reply is none of its text.
-
-        So it is where the template writes that space itself, or trims it away. Where the template
-        writes replies as they are, the space must stay, or the next prompt would lack it.
-        """
+        """True if a space at the start of a reply is not part of its text."""
         attempts: list[dict[str, Any]] = [{}, {"tools": []}]  # some fail without tools
         for template_kwargs in attempts:
             try:
-                bare, spaced = (self._render_probe([said], template_kwargs) for said in ("x", " x"))
+                bare, spaced = (
+                    self._render_probe([reply], template_kwargs) for reply in ("x", " x")
+                )
                 prompt = self._render_probe([], template_kwargs)
             except TemplateError:
                 continue
@@ -197,12 +207,12 @@ class MlxTokenizer:
         return True
 
     def _render_probe(self, replies: list[str], template_kwargs: Mapping[str, Any]) -> str:
-        """A question and what is said then."""
-        said = ["q", *(part for reply in replies for part in (reply, "q"))]
+        """Render a question and some replies, with questions between them."""
+        contents = ["q", *(content for reply in replies for content in (reply, "q"))]
         return self.render(
             [
                 {"role": ("user", "assistant")[index % 2], "content": content}
-                for index, content in enumerate(said)
+                for index, content in enumerate(contents)
             ],
             add_generation_prompt=True,
             template_kwargs=template_kwargs,
@@ -210,10 +220,7 @@ class MlxTokenizer:
 
 
 def _detokenizer_class(tokenizer: Any) -> Any:
-    """The streaming detokenizer for a plain Hugging Face tokenizer, chosen as mlx-lm's loader does.
-
-    The naive one, which fits any, drops spaces at the front of lines with SentencePiece decoders.
-    """
+    """Return the streaming detokenizer for a plain Hugging Face tokenizer."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder = json.loads(backend.to_str()).get("decoder") if backend is not None else None
     if _is_spm_decoder(decoder):
@@ -223,20 +230,20 @@ def _detokenizer_class(tokenizer: Any) -> Any:
     return BPEStreamingDetokenizer if _is_bpe_decoder(decoder) else NaiveStreamingDetokenizer
 
 
-class MlxDetokenizer:
-    """One of mlx-lm's streaming detokenizers behind Segue's `Detokenizer` protocol.
+class HuggingFaceDetokenizer:
+    """One of mlx-lm's streaming detokenizers as a `segue.engine.Detokenizer`.
 
     Args:
-        streaming: It, fresh.
-        drop_space: Whether a space at the very front is left out; mlx-lm's own always do that, or
-            never, by the tokenizer's kind.
+        streaming: The detokenizer, not yet used.
+        drop_space: True if a space at the very start is left out; mlx-lm's own do that always, or
+            never, depending on the kind.
     """
 
     def __init__(self, streaming: StreamingDetokenizer, *, drop_space: bool = True) -> None:
         self._streaming = streaming
         self._drop_space = False
         if isinstance(streaming, (BPEStreamingDetokenizer, SPMStreamingDetokenizer)):
-            # They trim what stands at the front: now nothing does.
+            # They trim what is at the start of their text: now that is a line break.
             streaming.text, streaming.offset = ANCHOR, len(ANCHOR)
             self._drop_space = drop_space
 
