@@ -1,1 +1,1 @@
-"""Drafts for any engine: prompt lookup, and whether drafting pays."""
+"""Drafts for any engine: prompt lookup, and a measure of whether drafting pays."""

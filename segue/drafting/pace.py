@@ -1,4 +1,24 @@
-"""Whether drafting pays, judged by the clock."""
+"""Measures if drafting pays.
+
+How it works: decoding is a sequence of passes, and `lap` marks the end of each: plain passes make
+one token, drafted ones verify proposals and make one or more. A `Pace` has the times of the latest
+of both kinds and compares medians, since other programs disturb single passes: a draft pays if the
+plain passes for as many tokens would have taken longer.
+
+    plain passes first, until there are ENOUGH timings
+        -> drafting, as long as it pays
+            -> paused for FIRST_PAUSE tokens, then for twice as many, and so on
+        -> plain again after REMEASURE drafted tokens: plain speed falls as the context grows
+
+A draft that has paid over a whole window gets its first, short pause back.
+
+What does not work:
+
+- Timing the caller. A reader may take a minute between two tokens; `suspend` and `resume` leave
+  that time out. The time before the first lap (prefill) belongs to no pass.
+- Real time, for replies that must come out the same every time. Their pace gets a clock that
+  advances by what passes are assumed to cost.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +27,20 @@ from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 
-# Timings of the latest passes that a judgement rests on, and how many it needs.
+# How many timings of the latest passes a decision uses, and how many it needs.
 WINDOW = 16
 ENOUGH = 4
 # Tokens decoded plainly before a draft that lost is tried again; each time twice as many.
 FIRST_PAUSE = 32
-# Plain speed is measured anew after so many drafted tokens: it falls as the context grows.
+# Plain speed is measured again after so many drafted tokens.
 REMEASURE = 256
 
 
 class Pace:
-    """A stopwatch over decoding, which compares plain passes with those that check a draft.
-
-    It goes by medians, since other programs disturb single passes. A draft that does not pay is
-    paused, for a span that doubles each time.
+    """A stopwatch over decoding, which compares plain passes with those that verify a draft.
 
     Args:
-        clock: Tells the time, in seconds.
+        clock: Returns the time, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = perf_counter) -> None:
@@ -34,33 +51,34 @@ class Pace:
         self._next_pause = FIRST_PAUSE
         self._since_plain = 0
         self._last: float | None = None
+        self._suspended = 0.0
 
     @property
     def paused(self) -> bool:
-        """Whether the draft is left out for now because it did not pay."""
+        """True if the draft is left out for now because it did not pay."""
         return self._pause > 0
 
     @property
     def drafting(self) -> bool:
-        """Whether the next pass should check a draft: plain speed must be known, too."""
+        """True if the next pass should verify a draft; plain speed must be known, too."""
         fresh = len(self._plain) >= ENOUGH and self._since_plain < REMEASURE
         return fresh and not self.paused
 
     def start(self) -> None:
-        """Decoding begins: the time until the first `lap` belongs to no pass."""
+        """Begin a reply: the time until the first `lap` belongs to no pass."""
         self._last = None
 
-    def leave(self) -> None:
-        """The reply is suspended; whoever reads it may take their time."""
-        self._left = self._clock()
+    def suspend(self) -> None:
+        """Stop the clock while the reply is suspended."""
+        self._suspended = self._clock()
 
     def resume(self) -> None:
-        """The reply goes on."""
+        """Start the clock again."""
         if self._last is not None:
-            self._last += self._clock() - self._left
+            self._last += self._clock() - self._suspended
 
     def lap(self, tokens: int, *, drafted: bool) -> None:
-        """A pass gave so many tokens; it took the time since the last lap."""
+        """Record a pass that made so many tokens, in the time since the last lap."""
         now = self._clock()
         seconds = None if self._last is None else now - self._last
         self._last = now

@@ -1,8 +1,18 @@
 """A good BLAS for MLX on a Linux CPU.
 
-The CPU build of MLX for Linux links the reference BLAS, which is many times slower than the
-processor allows. It takes only ``cblas_?gemm`` and LAPACK from it, by symbol, so a library opened
-with RTLD_GLOBAL *before* MLX is first imported serves in its place.
+How it works: the CPU build of MLX for Linux links the reference BLAS, which is many times slower
+than the processor allows. It takes only ``cblas_?gemm`` and LAPACK from it, by symbol, and the
+dynamic linker takes a symbol from the global scope first. So a library that is opened with
+RTLD_GLOBAL *before* MLX is first imported is used instead. Importing `segue.mlx` does that: with
+the library that ``SEGUE_BLAS`` names, one out of a package on PyPI, or the system's OpenBLAS.
+
+What does not work:
+
+- Opening the library after MLX was imported: symbols are bound by then. `status` has that as its
+  problem, and engines warn of it.
+- Guessing if a library is fast. A BLAS that is in the global scope already (``LD_PRELOAD``) is
+  taken as it is; ``segue doctor`` measures.
+- The CUDA builds and macOS need none of this, and nothing is opened there.
 """
 
 from __future__ import annotations
@@ -19,7 +29,7 @@ from importlib import metadata
 from ..errors import PerformanceWarning
 
 ENVIRONMENT_VARIABLE = "SEGUE_BLAS"
-"""A library to use instead of the ones looked for; empty to use none."""
+"""Names a library to use instead of those that are looked for; empty to use none."""
 
 # Distributions on PyPI that carry a BLAS which is known to work so, and the library's name.
 DISTRIBUTIONS = (("mkl", "libmkl_rt.so"), ("ngsolve-openblas", "libopenblas.so"))
@@ -28,17 +38,14 @@ CUDA_BUILDS = ("mlx-cuda-12", "mlx-cuda-13")
 
 @dataclass(frozen=True, slots=True)
 class BlasStatus:
-    """Which BLAS serves MLX's CPU operations.
-
-    Attributes:
-        needed: Whether this platform's MLX depends on one from outside at all.
-        library: The library put in place; ``None`` if there is none.
-        problem: Why there is none, with the remedy; ``None`` if all is well.
-    """
+    """The BLAS that MLX's CPU operations use."""
 
     needed: bool
+    """True if this platform's MLX depends on one from outside."""
     library: str | None = None
+    """The library that was opened; ``None`` if none was."""
     problem: str | None = None
+    """Why none was, with the remedy; ``None`` if all is well."""
 
 
 status = BlasStatus(needed=False)
@@ -46,7 +53,7 @@ _warned = False
 
 
 def prepare() -> BlasStatus:
-    """Put the best BLAS at hand in place, if this platform needs one; later calls do nothing."""
+    """Open the best BLAS that is installed, if this platform needs one; later calls do nothing."""
     global status
     if status.needed or not _needed():
         return status
@@ -54,7 +61,7 @@ def prepare() -> BlasStatus:
         status = BlasStatus(
             True,
             problem="MLX was imported before Segue could give it a fast BLAS, so the CPU will be "
-            "many times slower than it could: import segue.mlx before mlx or mlx_lm.",
+            "many times slower than it could be: import segue.mlx before mlx or mlx_lm.",
         )
         return status
     for candidate in _candidates():
@@ -69,7 +76,7 @@ def prepare() -> BlasStatus:
         return status
     status = BlasStatus(
         True,
-        problem="No fast BLAS was found, so the CPU will be many times slower than it could: "
+        problem="No fast BLAS was found, so the CPU will be many times slower than it could be: "
         + remedy(),
     )
     return status
@@ -84,19 +91,19 @@ def warn_if_slow() -> None:
 
 
 def remedy() -> str:
-    """How to get a good BLAS on this machine."""
+    """Return how to get a good BLAS on this machine, as a clause."""
     if os.uname().machine == "x86_64":
         return "install one with: pip install mkl"
     return "install one with: apt install libopenblas0-pthread"
 
 
 def _needed() -> bool:
-    """Whether MLX here is the CPU build for Linux (the CUDA builds compute on the GPU)."""
+    """Return True if MLX here is the CPU build for Linux; the CUDA builds compute on the GPU."""
     return sys.platform == "linux" and not any(version(name) for name in CUDA_BUILDS)
 
 
 def version(distribution: str) -> str | None:
-    """The installed version of a distribution, if it is installed."""
+    """Return the version of a distribution, if it is installed."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -104,7 +111,7 @@ def version(distribution: str) -> str | None:
 
 
 def _already_global() -> bool:
-    """Whether the process has a BLAS in its global scope already (LD_PRELOAD)."""
+    """Return True if the process has a BLAS in its global scope already (``LD_PRELOAD``)."""
     return hasattr(ctypes.CDLL(None), "cblas_sgemm")
 
 

@@ -17,25 +17,37 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
-from ..config import GenerationConfig, SpeculativeDecodingConfig
-from ..engine import StoredCache, StoredPart, Tokenizer
+from ..config import CacheConfig, GenerationConfig
+from ..engine import StoredCache, StoredState, Tokenizer
 from ..errors import ConfigurationError
-from ..tokenizers.hugging_face import MlxTokenizer
+from ..tokenizers.hugging_face import HuggingFaceTokenizer
 from . import blas
 from .context import MlxContext
 from .fingerprint import fingerprint
 from .kv.bounded import KEPT_TOKENS, BoundedKVCache
-from .kv.state import KVState
+from .kv.state import KVState, reference_layers
 from .sampling import Sampling
-from .speculation.drafters import Draft, LookupDraft, ModelDraft
-from .speculation.verify import Drafting
-from .stored.checks import probe_layers, tokens_held
+from .speculation.drafter import Drafter, LookupDrafter
+from .speculation.model import ModelDrafter
+from .stored.checks import count_tokens
 from .stored.prompt_cache import read_cache_file
 from .stored.sections import read_prefix
+
+PROMPT_LOOKUP = "prompt-lookup"
 
 
 class MlxEngine:
     """A model and its tokenizer, as `mlx_lm.load` returns them; shared by many sessions.
+
+    `segue.load` makes one from a model's name; this is for models that are loaded already, as by
+    ``MlxEngine(*mlx_lm.load("mlx-community/Qwen3-0.6B-4bit"))``, and for models of your own.
+
+    >>> import segue
+    >>> from segue.testing import ToyTokenizer
+    >>> from segue.testing.mlx import CachingModel
+    >>> engine = segue.MlxEngine(CachingModel(lambda ids: ord("h"), 300), ToyTokenizer())
+    >>> segue.ChatSession(engine).respond("Say h.", max_tokens=3)
+    'hhh'
 
     Args:
         model: An mlx-lm model.
@@ -43,99 +55,102 @@ class MlxEngine:
             implements `segue.engine.Tokenizer`.
         name: What messages call the model; by default the tokenizer's own name.
 
-    Attributes:
-        source: What it was loaded as. Prompt cache files tell it to mlx-lm's commands, which can
-            load folders and repositories by it.
-
     Raises:
-        MissingTemplateError: The tokenizer has no chat template.
+        MissingTemplateError: if the tokenizer has no chat template.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
         self.model = model
+        """The mlx-lm model."""
         self.tokenizer: Tokenizer = (
-            MlxTokenizer(tokenizer, name=name)
+            HuggingFaceTokenizer(tokenizer, name=name)
             if hasattr(tokenizer, "apply_chat_template")
             else tokenizer
         )
+        """The model's own tokenizer, with its chat template."""
         self.name = name or str(getattr(self.tokenizer, "name", type(model).__name__))
+        """What messages call the model."""
         self.source = self.name
+        """What it was loaded as. Prompt cache files have it for mlx-lm's commands, which can load
+        folders and repositories by it."""
         self._quantizable: set[tuple[int, int]] = set()
         if mx.default_device() == mx.Device(mx.cpu):
             blas.warn_if_slow()
 
-    def context(
-        self,
-        config: GenerationConfig,
-        *,
-        speculative: SpeculativeDecodingConfig | None = None,
-        cache: StoredCache | None = None,
-        opaque: bool = False,
-    ) -> MlxContext:
-        """See `segue.engine.Engine.context`."""
-        if config.kv_bits is not None:
-            self._check_quantizable(config.kv_bits, config.kv_group_size)
-        state = KVState(self.model, lambda: self._make_cache(config), config)
-        if cache is not None:
-            state.start_from(cache.layers, cache.offset or 0, opaque=opaque)
+    def context(self, cache: CacheConfig) -> MlxContext:
+        """Return a new, empty context with a cache of this kind.
+
+        Raises:
+            ConfigurationError: if this model can't have such a cache.
+        """
+        if cache.kv_bits is not None:
+            self._check_quantizable(cache.kv_bits, cache.kv_group_size)
         return MlxContext(
-            state,
+            KVState(self.model, lambda: self._make_cache(cache), cache),
+            cache,
             self._sampling,
+            make_drafter=self._drafter,
             vocabulary=self._stated_vocabulary,
             # What mlx_lm.generate looks for in a prompt cache.
             labels={"model": self.source, "tokenizer_config": "{}"},
-            drafting=None if speculative is None else self._drafting(speculative),
         )
 
     def load_cache(self, path: Path) -> StoredCache:
-        """See `segue.engine.Engine.load_cache`; the layout is mlx-lm's own."""
+        """See `segue.engine.StoresPrompts.load_cache`; the layout is mlx-lm's own."""
         own = make_prompt_cache(self.model)
         kinds = [type(layer) for layer in own]
-        file = read_cache_file(path, probe_layers(self.model, own))
+        file = read_cache_file(path, reference_layers(self.model, own))
         layers = [
             BoundedKVCache.of(layer)
             if kind is KVCache and isinstance(layer, RotatingKVCache)
             else layer
             for layer, kind in zip(file.layers, kinds, strict=True)
         ]
-        return _stored(layers, tokens_held(layers), file.metadata)
+        return _stored(layers, count_tokens(layers), file.metadata)
 
-    def read_prefix(self, part: StoredPart, config: GenerationConfig) -> StoredCache:
-        """See `segue.engine.Engine.read_prefix`."""
-        state = KVState(self.model, lambda: self._make_cache(config), config)
-        layers = read_prefix(state, part)
-        return _stored(layers, tokens_held(layers), {})
+    def read_prefix(self, stored: StoredState, cache: CacheConfig) -> StoredCache:
+        """See `segue.engine.StoresPrompts.read_prefix`."""
+        state = KVState(self.model, lambda: self._make_cache(cache), cache)
+        layers = read_prefix(state, stored)
+        return _stored(layers, count_tokens(layers), {})
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """See `segue.engine.Engine.fingerprint`."""
+        """See `segue.engine.Engine.fingerprint`; computed once."""
+        return self._fingerprint
+
+    # Type checkers don't take a cached_property where a protocol has a property.
+    @cached_property
+    def _fingerprint(self) -> str:
         return fingerprint(self.model, self.tokenizer.vocabulary)
 
-    def _drafting(self, speculative: SpeculativeDecodingConfig) -> Drafting:
-        engine = speculative.draft
-        draft: Draft
-        if isinstance(engine, str):
-            draft = LookupDraft()
-        elif isinstance(engine, MlxEngine):
-            # A draft's caches are small: they are kept whole, whatever the model's are.
-            config = GenerationConfig()
-            draft = ModelDraft(
-                KVState(engine.model, lambda: engine._make_cache(config), config),
-                self._sampling,
-                vocabulary=engine.vocabulary,
-                width=self.vocabulary,
-                fingerprint=lambda: engine.fingerprint,
-            )
-        else:
+    def _drafter(self, draft: object) -> Drafter:
+        """Return what proposes tokens for this engine's contexts, in a state of its own.
+
+        Raises:
+            ConfigurationError: if this draft can't draft for this engine.
+        """
+        if draft == PROMPT_LOOKUP:
+            return LookupDrafter()
+        if not isinstance(draft, MlxEngine):
+            kind = repr(draft) if isinstance(draft, str) else type(draft).__name__
             raise ConfigurationError(
-                f"{type(engine).__name__} can't draft for a model that runs on MLX.",
-                remedy="Pass an MlxEngine as the draft, or 'prompt-lookup'.",
+                f"{kind} can't draft for a model that runs on MLX.",
+                remedy=f"Pass an MlxEngine as the draft, or {PROMPT_LOOKUP!r}.",
             )
-        return Drafting(draft, speculative.num_draft_tokens)
+        # A draft's caches are small: they are kept whole, whatever the model's are.
+        cache = CacheConfig()
+        return ModelDrafter(
+            KVState(draft.model, lambda: draft._make_cache(cache), cache),
+            self._sampling,
+            vocabulary=draft.vocabulary,
+            width=self.vocabulary,
+            fingerprint=lambda: draft.fingerprint,
+        )
 
     @cached_property
     def vocabulary(self) -> int:
-        """How many tokens the model has (its embedding may be wider than the tokenizer)."""
+        """How many tokens the model has; its embedding may be wider than the tokenizer."""
         # The shape is known without computing anything: MLX is lazy.
         return self._stated_vocabulary or int(self.model(mx.zeros((1, 1), mx.uint32)).shape[-1])
 
@@ -149,7 +164,7 @@ class MlxEngine:
         return self._stated("vocab_size")
 
     def _stated(self, name: str) -> int | None:
-        """A number in the model's settings, if they state it."""
+        """Return a number of the model's settings, if they state it."""
         settings = getattr(self.model, "args", None)
         text = getattr(settings, "text_config", None)
         nested = text.get(name) if isinstance(text, dict) else None
@@ -158,7 +173,7 @@ class MlxEngine:
 
     @cached_property
     def _xtc_special_tokens(self) -> list[int]:
-        """What XTC never excludes, as in mlx-lm: a line's and a reply's end."""
+        """The ids that XTC never excludes, as in mlx-lm: a line's end and a reply's."""
         ids = {*self.tokenizer.encode("\n"), *self.tokenizer.eos_token_ids}
         return [token for token in ids if 0 <= token < self.vocabulary]
 
@@ -169,26 +184,30 @@ class MlxEngine:
             xtc_special_tokens=self._xtc_special_tokens if config.xtc_probability else (),
         )
 
-    def _make_cache(self, config: GenerationConfig) -> list[Any]:
-        cache: list[Any] = make_prompt_cache(self.model)
-        if config.max_kv_size is not None:
-            if not any(type(layer) is KVCache for layer in cache):
+    def _make_cache(self, cache: CacheConfig) -> list[Any]:
+        layers: list[Any] = make_prompt_cache(self.model)
+        if cache.max_kv_size is not None:
+            if not any(type(layer) is KVCache for layer in layers):
                 raise ConfigurationError(
                     f"max_kv_size has no effect on {self.name}: its layers bring bounded caches of "
                     "their own.",
                     remedy="Leave max_kv_size at None.",
                 )
             # mlx-lm's own make_prompt_cache overlooks the size where the model makes its caches.
-            cache = [
-                BoundedKVCache(config.max_kv_size, keep=KEPT_TOKENS)
+            layers = [
+                BoundedKVCache(cache.max_kv_size, keep=KEPT_TOKENS)
                 if type(layer) is KVCache
                 else layer
-                for layer in cache
+                for layer in layers
             ]
-        return cache
+        return layers
 
     def _check_quantizable(self, bits: int, group_size: int) -> None:
-        """Try a quantized cache on two tokens: whether it works depends on every layer's shape."""
+        """Try a quantized cache on two tokens: if it works depends on every layer's shape.
+
+        Raises:
+            ConfigurationError: if it does not work.
+        """
         if (bits, group_size) in self._quantizable:
             return
         cache: list[Any] = make_prompt_cache(self.model)
@@ -207,7 +226,7 @@ class MlxEngine:
             ) from error
         if [type(layer) for layer in cache] == unquantized:
             raise ConfigurationError(
-                f"The KV cache of {self.name} can't be quantized: it has no layer of that kind.",
+                f"The KV cache of {self.name} can't be quantized: none of its layers can be.",
                 remedy="Leave kv_bits at None.",
             )
         self._quantizable.add((bits, group_size))
@@ -216,7 +235,7 @@ class MlxEngine:
 def _stored(layers: list[Any], offset: int | None, metadata: Mapping[str, str]) -> StoredCache:
     stored = StoredCache(layers, offset, metadata)
     for layer in layers:
-        # Layers of another kind than the model's own were asked for when the cache was made.
+        # Layers of another kind than the model's own: a setting of whoever made the cache.
         if isinstance(layer, QuantizedKVCache):
             return replace(stored, kv_bits=layer.bits, kv_group_size=layer.group_size)
         if isinstance(layer, BoundedKVCache):

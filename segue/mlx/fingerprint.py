@@ -1,4 +1,4 @@
-"""What tells one loaded model from another: its weights, settings and vocabulary."""
+"""The fingerprint of a loaded model: of its weights, settings and vocabulary."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from typing import Any, cast
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-# Changed whenever the same model comes to have another fingerprint.
+# Raised whenever a change here gives the same model another fingerprint.
 VERSION = 1
-# Values taken of each tensor. Other weights differ nearly everywhere, so that few will do.
+# How many values of each tensor are read. Other weights differ nearly everywhere: few will do.
 SAMPLES = 64
 
 Indices = tuple[mx.array, ...]
 
 
 def fingerprint(model: Any, vocabulary: Mapping[str, int]) -> str:
-    """A text that is the same for the same model in every process, and differs for others.
+    """Return a text that is the same for a model in every process, and differs for others.
 
     It covers what a KV cache depends on: the model's class and settings; each weight's name, shape,
     type and a fixed sample of its values, the first and the last among them; and the ids of the
     tokens. The chat template is left out: it decides which ids are fed, and those are compared
     themselves. Two models whose weights differ only between the samples have the same fingerprint.
 
-    Costs one look-up of a few values in each weight; no weight is copied.
+    Costs a look-up of a few values in each weight; no weight is copied.
 
     Args:
         model: An mlx-lm model, or any callable that behaves as one.
@@ -46,8 +46,8 @@ def fingerprint(model: Any, vocabulary: Mapping[str, int]) -> str:
     flat: Any = tree_flatten(model.parameters() if hasattr(model, "parameters") else {})
     weights: list[tuple[str, mx.array]] = sorted(flat, key=lambda pair: pair[0])
     # Most tensors of a model are of a few shapes.
-    places = cache(_places)
-    samples = [_sample(weight, places) for _, weight in weights]
+    indices = cache(_indices)
+    samples = [_sample(weight, indices) for _, weight in weights]
     # All at once: waiting for the device costs more than the values.
     mx.eval(samples)
     for (name, weight), sample in zip(weights, samples, strict=True):
@@ -59,13 +59,13 @@ def fingerprint(model: Any, vocabulary: Mapping[str, int]) -> str:
 
 def _add(digest: hashlib._Hash, value: Any) -> None:
     text = json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
-    # With its length in front, no text runs into the next.
+    # With its length before it, no text runs into the next.
     digest.update(b"%d:" % len(text))
     digest.update(text)
 
 
 def _plain(value: Any) -> Any:
-    """A setting as JSON has it; of other objects their class alone, for they print addresses."""
+    """Return a setting as JSON has it; of other objects their class: they print addresses."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Mapping):
@@ -81,23 +81,23 @@ def _plain(value: Any) -> Any:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _sample(weight: mx.array, places: Callable[[tuple[int, ...]], Indices]) -> mx.array:
-    """Some values of a tensor as bytes, spread evenly over it; lazy, shape ``(n,)``."""
+def _sample(weight: mx.array, indices: Callable[[tuple[int, ...]], Indices]) -> mx.array:
+    """Return some values of a tensor as bytes, spread evenly over it; lazy, shape ``(n,)``."""
     if not weight.size:
         return mx.array([], mx.uint8)
     if not weight.ndim:
         weight = weight[None]
-    # Looked up by index in each dimension: flattening a transposed tensor would copy it.
-    return weight[places(weight.shape)].view(mx.uint8)
+    # By an index in each dimension: flattening a transposed tensor would copy it.
+    return weight[indices(weight.shape)].view(mx.uint8)
 
 
-def _places(shape: tuple[int, ...]) -> Indices:
-    """Where the samples of a tensor of this shape lie: indices ``(n,)``, one array a dimension."""
+def _indices(shape: tuple[int, ...]) -> Indices:
+    """Return where to sample a tensor of this shape: an array ``(n,)`` for each dimension."""
     size = prod(shape)
     count = min(size, SAMPLES)
-    places = [index * (size - 1) // max(count - 1, 1) for index in range(count)]
+    offsets = [index * (size - 1) // max(count - 1, 1) for index in range(count)]
     indices = []
     for extent in reversed(shape):
-        indices.append(mx.array([place % extent for place in places], mx.uint32))
-        places = [place // extent for place in places]
+        indices.append(mx.array([offset % extent for offset in offsets], mx.uint32))
+        offsets = [offset // extent for offset in offsets]
     return tuple(reversed(indices))

@@ -1,7 +1,22 @@
-"""From logits to the next token: mlx-lm's penalties and filters, with keys of our own.
+"""From logits to the next token: mlx-lm's penalties and filters, with random keys of our own.
 
-mlx-lm's samplers draw from MLX's global random state, so two conversations that take turns would
-disturb each other. Here each reply draws from a key of its own.
+How it works: a `Sampling` is made for each reply. It calls the logits processors, and then takes
+the likeliest token, or narrows the distribution by mlx-lm's filters and draws. Each draw splits the
+reply's own random key, so that a reply with a seed comes out the same whatever else is sampled.
+
+A token that a draft model proposed was drawn from another distribution than this model's. By the
+rule of Leviathan et al. 2023 (algorithm 1), it is accepted with the probability that makes up for
+the difference, and else another token is drawn from what the draft's distribution lacked: the
+result has the very distribution that it would have without a draft.
+
+What does not work:
+
+- mlx-lm's samplers. They draw from MLX's global random state, so two conversations that take turns
+  would disturb each other.
+- Looking at values here. Everything is lazy: the device computes while Python continues, and only
+  `Sample.id` and `Sample.logprobs` wait.
+- Trusting token ids of the settings. MLX does not check indices: an id too large would write
+  outside the logits, so it is refused.
 """
 
 from __future__ import annotations
@@ -24,12 +39,12 @@ from ..config import GenerationConfig
 from ..errors import ConfigurationError
 
 TINY = 1e-6
-# Any constant will do: it makes another seed of a seed.
+# Any constant will do: it turns a seed into another seed.
 _DRAFT_SEED = 0x9E3779B97F4A7C15
 
 
 class Sample(NamedTuple):
-    """One sampled token and what was asked to be reported of it; arrays not yet evaluated."""
+    """A sampled token, and what is to be reported of it; arrays, not yet evaluated."""
 
     token: mx.array
     """The id, shape ``(1,)``."""
@@ -40,20 +55,20 @@ class Sample(NamedTuple):
     top_logprobs: mx.array | None = None
     """Their log probabilities, shape ``(n,)``."""
     weights: mx.array | None = None
-    """The log probabilities it was drawn by (filters and temperature applied), shape
-    ``(vocabulary,)``; ``None`` where the likeliest token was taken."""
+    """The log probabilities that it was drawn by (filters and temperature applied), shape
+    ``(vocabulary,)``; ``None`` if the likeliest token was taken."""
 
     def arrays(self) -> list[mx.array]:
-        """What is to be computed before the token can be told."""
+        """Return what has to be computed before the token can be reported."""
         arrays = (self.token, self.logprob, self.top_tokens, self.top_logprobs)
         return [array for array in arrays if array is not None]
 
     def id(self) -> int:
-        """The token; waits for it."""
+        """Return the token's id; waits for it."""
         return cast(int, self.token.item())
 
     def logprobs(self) -> Mapping[int, float] | None:
-        """The report of `GenerationResponse.logprobs`; waits for the arrays."""
+        """Return the value of `GenerationResponse.logprobs`; waits for the arrays."""
         if self.logprob is None or self.top_tokens is None or self.top_logprobs is None:
             return None
         tokens = cast(list[int], self.top_tokens.tolist())
@@ -66,18 +81,13 @@ class Sample(NamedTuple):
 class Sampling:
     """The sampling of one reply: processors with fresh state, and a random key.
 
-    Attributes:
-        failure: What a processor raised, if one did: an error of the caller's, not the model's.
-        key: The random key that the next draw starts from; ``None`` where nothing is drawn. Put
-            back to take draws back.
-
     Args:
         config: The reply's settings.
-        vocabulary: Says how many logits the model has; asked only if `config` names token ids.
+        vocabulary: Returns how many logits the model has; called only if `config` has token ids.
         xtc_special_tokens: Ids that XTC never excludes.
 
     Raises:
-        ConfigurationError: A token id is outside the vocabulary, or a logits processor can't be
+        ConfigurationError: if a token id is outside the vocabulary, or a logits processor can't be
             copied.
     """
 
@@ -115,15 +125,18 @@ class Sampling:
             *extra,
         ]
         self.failure: Exception | None = None
+        """What a processor raised, if one did: an error of the caller's, not the model's."""
+        # Dividing by a tiny temperature overflows; only the likeliest token has a chance anyway.
+        self.key = _first_key(config.seed) if config.temperature > TINY else None
+        """The random key that the next draw starts from; ``None`` if nothing is drawn. Put an
+        earlier one back to take draws back."""
         self._temperature = config.temperature
         self._logprobs = config.logprobs
-        # Below this, dividing by it overflows; nothing but the likeliest token has a chance anyway.
-        self.key = _first_key(config.seed) if config.temperature > TINY else None
         self._filters = _filters(config, xtc_special_tokens)
 
     @property
     def processors(self) -> bool:
-        """Whether any processor wants to see the tokens."""
+        """True if there are processors, which want to see the tokens."""
         return bool(self._processors)
 
     def __call__(
@@ -134,10 +147,8 @@ class Sampling:
         Args:
             logits: Shape ``(1, vocabulary)``.
             tokens: All ids of the conversation, shape ``(n,)``; read only if there are processors.
-            draft: A proposal that was itself drawn by chance. The token is then the proposed one
-                as often as its distribution allows, else one drawn from what that lacked, so that
-                it has the very distribution it would have had without (Leviathan et al. 2023,
-                algorithm 1). A proposal that was not drawn needs none of this.
+            draft: A proposal for this token. If it was drawn at random, it is accepted or redrawn;
+                if not, it changes nothing, and is for the caller to compare.
         """
         for processor in self._processors:
             try:
@@ -171,12 +182,12 @@ class Sampling:
 def _accept_or_redraw(
     candidates: mx.array, drafted: mx.array, weights: mx.array, key: mx.array
 ) -> mx.array:
-    """The drafted token, or one of those that its draft proposed too seldom.
+    """Return the drafted token, or one of those that its draft proposed too seldom.
 
     Args:
         candidates: The log weights to sample by, shape ``(1, vocabulary)``.
         drafted: The proposed id, shape ``(1,)``.
-        weights: The log weights it was drawn by, shape ``(vocabulary,)``.
+        weights: The log weights that it was drawn by, shape ``(vocabulary,)``.
         key: A random key.
     """
     accepting, redrawing = mx.random.split(key, 2)
@@ -184,7 +195,7 @@ def _accept_or_redraw(
     proposed = mx.softmax(weights, precise=True)
     accept = mx.random.uniform(key=accepting) * proposed[drafted] < wanted[drafted]
     lacking = mx.maximum(wanted - proposed, 0.0)
-    # Where rounding leaves nothing lacking, the two distributions are the same.
+    # If rounding leaves nothing lacking, the two distributions are the same.
     lacking = mx.where(lacking.sum() > 0, lacking, wanted)
     redrawn = mx.random.categorical(mx.log(lacking)[None], key=redrawing)
     return mx.where(accept, drafted, redrawn)
@@ -195,7 +206,7 @@ Filter = Callable[[mx.array, mx.array], mx.array]
 
 
 def _filters(config: GenerationConfig, xtc_special_tokens: Sequence[int]) -> list[Filter]:
-    """The filters that are on, in mlx-lm's order."""
+    """Return the filters that are on, in mlx-lm's order."""
     filters: list[Filter] = []
     if 0 < config.top_p < 1:
         filters.append(lambda logprobs, _: apply_top_p(logprobs, max(config.top_p, TINY)))
@@ -220,7 +231,7 @@ def _filters(config: GenerationConfig, xtc_special_tokens: Sequence[int]) -> lis
     if config.top_k > 0:
 
         def top_k(logprobs: mx.array, _: mx.array) -> mx.array:
-            # mlx-lm's filter refuses to keep the whole vocabulary, which is no filter at all.
+            # mlx-lm's filter refuses to keep the whole vocabulary, which would not be a filter.
             return (
                 apply_top_k(logprobs, config.top_k)
                 if config.top_k < logprobs.shape[-1]
@@ -232,9 +243,9 @@ def _filters(config: GenerationConfig, xtc_special_tokens: Sequence[int]) -> lis
 
 
 def draft_settings(config: GenerationConfig) -> GenerationConfig:
-    """The settings that a draft samples by: the reply's own, as far as they are stateless.
+    """Return the settings that a draft samples by: the reply's own, as far as they are stateless.
 
-    Its draws must not be the reply's: the two decide about each other.
+    Its random draws must not be the reply's: the two decide about each other.
     """
     seed = None if config.seed is None else config.seed ^ _DRAFT_SEED
     return replace(config, logits_processors=(), logprobs=0, seed=seed)

@@ -1,4 +1,4 @@
-"""The architectures that GGUF files name: what mlx-lm calls their tensors and settings."""
+"""The architectures that GGUF files name, and what mlx-lm calls their tensors and settings."""
 
 from __future__ import annotations
 
@@ -39,14 +39,18 @@ _WHOLE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "outp
 
 
 class Settings:
-    """A model's settings in a file's metadata, checked as they are asked for."""
+    """A model's settings in a file's metadata, checked as they are read."""
 
     def __init__(self, file: GGUFFile, architecture: str) -> None:
         self.file = file
         self.architecture = architecture
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A positive number."""
+        """Return a positive number.
+
+        Raises:
+            ModelFormatError: if there is no such number, and no default.
+        """
         value = self.file.number(f"{self.architecture}.{key}")
         if value is None:
             value = default
@@ -58,12 +62,16 @@ class Settings:
         return value
 
     def count(self, key: str, default: int | None = None) -> int:
-        """A positive whole number."""
+        """Return a positive whole number.
+
+        Raises:
+            ModelFormatError: if there is no such number, and no default.
+        """
         value = self.number(key, default)
         if not isinstance(value, int):
             raise ModelFormatError(
                 f"{self.architecture}.{key} in {self.file.path} is {value}, not a whole number.",
-                remedy="Convert the model once more.",
+                remedy="Convert the model again with a current llama.cpp.",
             )
         return value
 
@@ -72,12 +80,12 @@ class Settings:
         if self.count(key, value) != value:
             raise UnsupportedModelError(
                 f"{self.file.path} has a {self.architecture}.{key} of {self.count(key)} where "
-                f"Segue reads {value} alone.",
+                f"Segue reads only {value}.",
                 remedy=FOLDER_REMEDY,
             )
 
     def refuse(self, *keys: str) -> None:
-        """Refuse a file that sets one of these to anything but nothing."""
+        """Refuse a file that sets one of these, to anything but zero or false."""
         for key in keys:
             if self.file.metadata.get(f"{self.architecture}.{key}"):
                 raise UnsupportedModelError(
@@ -88,14 +96,14 @@ class Settings:
 
     @property
     def layers(self) -> int:
-        """How many layers the model has: as many as the file holds tensors of."""
+        """How many layers the model has: as many as the file has tensors of."""
         layers = self.count("block_count")
         names = (name.split(".") for name in self.file.tensors)
-        held = {parts[1] for parts in names if parts[0] == "blk" and parts[1:2]}
+        found = {name[1] for name in names if name[0] == "blk" and name[1:2]}
         # Checked before a model of that many layers is built.
-        if {int(layer) for layer in held if layer.isdecimal()} != set(range(layers)):
+        if {int(layer) for layer in found if layer.isdecimal()} != set(range(layers)):
             raise ModelFormatError(
-                f"{self.file.path} says it has {layers} layers, but holds the tensors of others.",
+                f"{self.file.path} should have {layers} layers, but has the tensors of others.",
                 remedy="Download it again, or convert the model again.",
             )
         return layers
@@ -112,7 +120,7 @@ class Settings:
 
     @property
     def tied(self) -> bool:
-        """Whether the output layer is the token embedding."""
+        """True if the output layer is the token embedding."""
         return "output.weight" not in self.file.tensors
 
     @property
@@ -132,23 +140,21 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """How to build a model of one architecture, and what its tensors are called.
-
-    Attributes:
-        build: Its model, made of a file's settings.
-        layer: From a layer's tensors in the file to mlx-lm's names.
-        half: What a GPU holds unquantized, scales included, and computes in. Files keep their
-            scales in float16; activations of models trained in bfloat16 may leave its range.
-        norm_offset: What the file has added to the weights of norms.
-    """
+    """How to build a model of one architecture, and what its tensors are called."""
 
     build: Callable[[Settings], Any]
+    """Makes the model from a file's settings."""
     layer: Mapping[str, str]
+    """mlx-lm's names of a layer's tensors, by their names in files."""
     half: mx.Dtype = mx.float16
+    """The type that a GPU computes in, and has weights and scales in that aren't quantized. Files
+    have their scales in float16, but activations of models trained in bfloat16 may leave its
+    range."""
     norm_offset: float = 0.0
+    """What files have added to the weights of norms."""
 
     def rename(self, name: str) -> str | None:
-        """A tensor's name in mlx-lm's model; ``None`` if it has no place there."""
+        """Return a tensor's name in mlx-lm's model; ``None`` if that model has no such tensor."""
         stem, _, kind = name.rpartition(".")
         parts = stem.split(".")
         if len(parts) == 3 and parts[0] == "blk" and parts[2] in self.layer:
@@ -157,7 +163,7 @@ class Architecture:
 
 
 def _common(settings: Settings) -> dict[str, Any]:
-    """What all of mlx-lm's models of these architectures are told."""
+    """Return the arguments of all of mlx-lm's models of these architectures."""
     settings.refuse("expert_count", "final_logit_softcapping", "attn_logit_softcapping")
     heads = settings.count("attention.head_count")
     hidden = settings.count("embedding_length")
@@ -211,7 +217,7 @@ def _build_qwen3(settings: Settings) -> Any:
     return qwen3.Model(qwen3.ModelArgs(**_common(settings), tie_word_embeddings=settings.tied))
 
 
-# The 27B model, which files tell by this alone, scales its queries by another number.
+# The 27B model scales its queries by another number; its file shows it only by this.
 _GEMMA3_27B_LAYERS = 62
 
 
@@ -222,7 +228,7 @@ def _build_gemma3(settings: Settings) -> Any:
     if layers < pattern:
         raise UnsupportedModelError(
             f"{settings.file.path} has {layers} layers, all of them sliding, and mlx-lm's gemma3 "
-            f"needs one in {pattern} that is not.",
+            f"needs one in {pattern} that isn't.",
             remedy="Use another model.",
         )
     scalar = head_dim

@@ -1,4 +1,22 @@
-"""The model that a GGUF file carries, as an mlx-lm model."""
+"""The model in a GGUF file, as an mlx-lm model.
+
+How it works: the file's architecture decides which mlx-lm model is built, and what its tensors are
+called there (`architectures.py`). All shapes are compared before any tensor is read. Tensors are
+read the largest first: what reading one needs beside it is then least compared with the whole.
+
+Where MLX can hold ggml's blocks as they are (a scale and a bias to 32 numbers of 4 or 8 bits), the
+numbers are repacked and stay what they are. Scales and all else then have one half type, norms
+included: one float32 norm would carry all activations after it into float32, and MLX would cast
+every weight that meets them.
+
+llama's query and key rows are permuted in GGUF files, for interleaved rotary embedding; rotating
+them that way is the same as putting them back. Files of Llama 3.1 and later have what each rotary
+frequency is divided by instead of the rule that mlx-lm computes it from, and get a module that
+rotates by those. Gemma's norms are stored with one added, which mlx-lm adds itself.
+
+What does not work: other architectures, types of tensors or rotary scalings. They are refused by
+name rather than read wrongly.
+"""
 
 from __future__ import annotations
 
@@ -22,26 +40,27 @@ from .tensors import GROUP_SIZE, QUANTIZED_BITS, TensorReader
 
 
 def load_model(file: GGUFFile, *, float32: bool = False) -> nn.Module:
-    """The model of a GGUF file.
+    """Return the model of a GGUF file.
 
     Args:
-        file: Its header.
-        float32: Hold every weight in float32, dequantized. Otherwise 4-bit and 8-bit tensors that
-            MLX can hold as quantized weights are, and the rest is in half precision.
+        file: The file's header.
+        float32: Dequantize every weight to float32. Otherwise 4-bit and 8-bit tensors that MLX can
+            use stay quantized, and the rest is in half precision.
 
     Raises:
-        UnsupportedModelError: Its architecture, a tensor type or a rotary scaling is not supported.
-        ModelFormatError: Settings or tensors are missing or of the wrong shape.
+        UnsupportedModelError: if its architecture, a tensor type or a rotary scaling is not
+            supported.
+        ModelFormatError: if settings or tensors are missing or of the wrong shape.
     """
     name = file.text("general.architecture")
     architecture = ARCHITECTURES.get(name or "")
     if name is None or architecture is None:
         raise UnsupportedModelError(
-            f"{file.path} holds a model of architecture {name!r}, and Segue reads "
+            f"{file.path} has a model of architecture {name!r}, and Segue reads only "
             f"{', '.join(ARCHITECTURES)} from GGUF files.",
             remedy=FOLDER_REMEDY,
         )
-    tensors = _placed(file, name, architecture)
+    tensors = _renamed(file, name, architecture)
     settings = Settings(file, name)
     model = architecture.build(settings)
     _check_shapes(file, model, tensors)
@@ -62,27 +81,27 @@ def load_model(file: GGUFFile, *, float32: bool = False) -> nn.Module:
     return model
 
 
-def _placed(file: GGUFFile, name: str, architecture: Architecture) -> dict[str, TensorInfo]:
-    """The file's tensors by their names in mlx-lm's model."""
-    placed = {}
+def _renamed(file: GGUFFile, name: str, architecture: Architecture) -> dict[str, TensorInfo]:
+    """Return the file's tensors by their names in mlx-lm's model."""
+    renamed = {}
     for tensor in file.tensors.values():
         if tensor.type not in BLOCKS:
             kind = tensor.type.name if isinstance(tensor.type, TensorType) else tensor.type
             raise UnsupportedModelError(
-                f"{file.path} holds {tensor.name!r} as {kind}, a tensor type that Segue does not "
+                f"{file.path} has {tensor.name!r} as {kind}, a tensor type that Segue does not "
                 "read.",
                 remedy=f"Use a file of {', '.join(kind.name for kind in BLOCKS)}.",
             )
         if tensor.name == ROPE_DIVISORS and name == "llama":
             continue
-        place = architecture.rename(tensor.name)
-        if place is None:
+        new_name = architecture.rename(tensor.name)
+        if new_name is None:
             raise UnsupportedModelError(
-                f"{file.path} holds a tensor {tensor.name!r} that a {name} model has no place for.",
+                f"{file.path} has a tensor {tensor.name!r}, which a {name} model does not have.",
                 remedy=FOLDER_REMEDY,
             )
-        placed[place] = tensor
-    return placed
+        renamed[new_name] = tensor
+    return renamed
 
 
 def _check_shapes(file: GGUFFile, model: Any, tensors: dict[str, TensorInfo]) -> None:
@@ -116,11 +135,10 @@ def _load_weights(
     dtype = mx.float32 if float32 else half
     weights: dict[str, mx.array] = {}
     bits: dict[str, int] = {}
-    # The largest first: what reading one needs beside it is then least beside the whole.
     for name, tensor in sorted(tensors.items(), key=lambda item: -prod(item[1].shape)):
         path = name.rpartition(".")[0]
         if len(tensor.shape) == 1:
-            # Read whole: an offset that is taken off a rounded number leaves less of it.
+            # Read unrounded: taking an offset off a rounded number leaves less of it.
             weight = reader.dense(tensor, mx.float32)
             offset = architecture.norm_offset if path.endswith("norm") else 0.0
             weights[name] = (weight - offset).astype(dtype)
@@ -139,10 +157,7 @@ def _load_weights(
 
 
 def _divide_frequencies(model: Any, settings: Settings, reader: TensorReader) -> None:
-    """Give llama's layers the rotary frequencies of Llama 3.1 and later.
-
-    The file holds what each frequency is divided by, not the rule that the numbers come from.
-    """
+    """Give llama's layers the rotary frequencies of Llama 3.1 and later."""
     args = model.args
     tensor = settings.file.tensors[ROPE_DIVISORS]
     if tensor.shape != (args.head_dim // 2,):
@@ -164,7 +179,7 @@ class _GivenRoPE(nn.Module):  # type: ignore[misc]
     def __init__(self, wavelengths: mx.array) -> None:
         super().__init__()
         mx.eval(wavelengths)
-        self._freqs = wavelengths  # mlx-lm's name; no parameter, by its underscore
+        self._freqs = wavelengths  # mlx-lm's name; not a parameter, for it begins with _
 
     def __call__(self, x: mx.array, offset: int = 0) -> mx.array:
         dims = 2 * self._freqs.size

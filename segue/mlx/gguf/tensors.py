@@ -1,4 +1,14 @@
-"""The tensors of a GGUF file as MLX arrays, dequantized or in MLX's own quantization."""
+"""The tensors of a GGUF file as MLX arrays, dequantized or in MLX's own quantization.
+
+How it works: a tensor is read in chunks of `CHUNK` values, by several threads, each of which
+decodes its chunk (the ``gguf`` package dequantizes) and writes it into its share of the result. So
+loading needs a few chunks of memory beside the weights. On a CPU the result is MLX's own memory,
+seen through NumPy; on a CUDA device it is copied from the host at the end, for memory that the host
+has written to is slow for the device ever after.
+
+What does not work: dequantizing short rows. ``gguf`` works in groups of 16 rows, whatever their
+length, so blocks are put into rows of `ROWS` values; shorter rows cost several times the time.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +36,9 @@ QUANTIZED_BITS = {
 }
 GROUP_SIZE = 32
 
-# Values decoded at once: bounds what loading needs beside the weights themselves.
+# How many values are decoded at once.
 CHUNK = 1 << 20
-# Values in a row that `gguf` is given. It works in groups of 16 rows, whatever their length:
-# short rows cost it several times the time.
+# How many values there are in a row to dequantize: the first of these that divides a chunk.
 ROWS = (1 << 14, 1 << 12, 1 << 10, 1 << 8)
 MOST_THREADS = 8
 
@@ -52,10 +61,7 @@ class Quantized(NamedTuple):
 
 
 class TensorReader:
-    """Reads the tensors of one GGUF file, in chunks, on several threads.
-
-    What it needs beside the array that it returns is a few chunks, and on a CUDA device one copy.
-    """
+    """Reads the tensors of one GGUF file, in chunks, on several threads."""
 
     def __init__(self, file: GGUFFile) -> None:
         self._file = file
@@ -75,7 +81,7 @@ class TensorReader:
         os.close(self._descriptor)
 
     def dense(self, tensor: TensorInfo, dtype: mx.Dtype) -> mx.array:
-        """The tensor dequantized, in float32, float16 or bfloat16."""
+        """Return a tensor dequantized, as float32, float16 or bfloat16."""
         kind = TensorType(tensor.type)
         if kind in _PLAIN and _PLAIN[kind] == dtype:
 
@@ -91,7 +97,7 @@ class TensorReader:
         return array
 
     def quantized(self, tensor: TensorInfo, dtype: mx.Dtype) -> Quantized:
-        """A tensor of one of the types in `QUANTIZED_BITS`, its scales and biases in `dtype`."""
+        """Return a tensor of a type in `QUANTIZED_BITS`, with scales and biases in `dtype`."""
         kind = TensorType(tensor.type)
         *rows, columns = tensor.shape
         packed = (*rows, columns * QUANTIZED_BITS[kind] // 32)
@@ -120,8 +126,8 @@ class TensorReader:
             raw = os.pread(self._descriptor, count * size, tensor.offset + first * size)
             if len(raw) != count * size:
                 raise ModelFormatError(
-                    f"{self._file.path} grew shorter while it was read.",
-                    remedy="Load it again when nothing writes to it any more.",
+                    f"{self._file.path} shrank while it was being read.",
+                    remedy="Load it again when no other program writes to it.",
                 )
             # Damaged scales may be infinite; a new thread has NumPy's own error settings.
             with np.errstate(all="ignore"):
@@ -135,7 +141,7 @@ class TensorReader:
 
 
 class _Target:
-    """An array of MLX's, filled through NumPy's view of its memory."""
+    """An MLX array, filled through NumPy's view of its memory."""
 
     def __init__(self, shape: Sequence[int], dtype: mx.Dtype) -> None:
         self._shape = shape
@@ -143,7 +149,6 @@ class _Target:
         stored = _STORED.get(dtype, np.uint32)
         self._array: mx.array | None = None
         if mx.cuda.is_available():
-            # Memory that the host has written to is slow for the device ever after.
             self.view = np.empty(prod(shape), stored)
         else:
             self._array = mx.zeros(prod(shape), mx.uint16 if stored is np.uint16 else dtype)
@@ -160,7 +165,7 @@ class _Target:
 
 
 def _dequantized(blocks: np.ndarray, kind: TensorType) -> np.ndarray:
-    """The values of some blocks in float32."""
+    """Return the values of some blocks as float32."""
     values, size = BLOCKS[kind]
     count = len(blocks) * values
     row = next((row for row in ROWS if count % row == 0), count)
@@ -169,7 +174,7 @@ def _dequantized(blocks: np.ndarray, kind: TensorType) -> np.ndarray:
 
 
 def _narrowed(values: np.ndarray, dtype: mx.Dtype) -> np.ndarray:
-    """Values in float32 as another type is stored, rounded to nearest, ties to even."""
+    """Return float32 values as another type is stored, rounded to nearest, ties to even."""
     if dtype == mx.bfloat16:
         bits = values.view(np.uint32)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
@@ -177,7 +182,7 @@ def _narrowed(values: np.ndarray, dtype: mx.Dtype) -> np.ndarray:
 
 
 def _affine(blocks: np.ndarray, kind: TensorType) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Some blocks as bytes in MLX's packing, scales and biases, by groups."""
+    """Return some blocks as bytes in MLX's packing, their scales and their biases."""
     if kind is TensorType.Q8_0:
         scale = _half(blocks[:, :2])
         return blocks[:, 2:] ^ np.uint8(0x80), scale, scale * np.float32(-128)
@@ -199,10 +204,10 @@ def _half(pairs: np.ndarray) -> np.ndarray:
 
 
 def _nibbles(pairs: np.ndarray) -> np.ndarray:
-    """Two neighbours to a byte, as MLX packs them.
+    """Return numbers of four bits, two neighbours to a byte, as MLX packs them.
 
-    ggml keeps the low halves of a run of bytes for its first half, and the high halves for the
-    second.
+    ggml has the first half of a run of numbers in the low halves of its bytes, and the second half
+    in the high ones.
     """
     even, odd = pairs[..., 0::2], pairs[..., 1::2]
     low = (even & 0x0F) | (odd << 4)

@@ -1,1 +1,1 @@
-"""The KV caches of one conversation: they grow, go back and are shared."""
+"""The KV caches of one conversation: they grow, rewind and are shared."""

@@ -1,9 +1,36 @@
 """The rows of KV caches that forks of one conversation share.
 
-MLX copies a whole buffer when a copy of it is written for the first time, so that ten forks which
-each said something would hold ten times what they share. Instead, a context at rest that shares
-rows with another keeps those as they were at the fork and a copy of its own rows behind them; the
-layers themselves are hollow then. To go on, it puts them together.
+MLX copies a whole buffer when a copy of it is written for the first time. So ten forks of a
+conversation of 4,000 tokens that each add 50 would hold eleven times 4,000 rows.
+
+How it works: what was there at a fork becomes a *segment*, rows that are never written again, and
+which any number of contexts hold. While no request runs, a context that shares rows is *compacted*:
+it has its segments and a copy of its own rows after them, and its layers have no rows at all. To
+run, it is *expanded*: the rows are put together again in the layers.
+
+    fork                 both contexts get the same segments; the layers are compacted
+    expand(layers)       segments + own rows -> layers             before the first pass
+    compact(layers)      layers -> segments + a copy of own rows   after the request
+    cut(offset)          rows after the offset are shared no more  after a rewind
+    leave()              nothing is shared any more                after a failure, a restore
+
+A segment knows its holders by weak references, so that a context that was dropped without a word
+counts no longer. Once nobody else holds a segment, its rows are the context's own; the last context
+that is left works on the buffer itself. Where there never was a fork, none of this exists.
+
+Guarantees: a fork copies nothing but, at most, rows that were added since an earlier fork. While no
+request runs, n forks hold the shared rows once, and each its own; a running one holds all of its
+rows once more. A context computes with the same bits as without forks.
+
+What does not work:
+
+- Sharing what is rewritten in place: rotating buffers, recurrent states. Such layers are left to
+  MLX's copy on write. Lists (`CacheList`) are compacted only if all their members can be, for
+  checkpoints copy the others as a whole.
+- Assigning into an array that was handed out. MLX's slice assignment changes the very object that
+  it names; so a single segment is copied (the object, not the buffer) before it becomes a layer's.
+- Leaving the work to the next pass. Another thread may make that one, and it could not finish what
+  this thread's stream has begun: `expand` and `compact` wait until all is computed.
 """
 
 from __future__ import annotations
@@ -16,7 +43,7 @@ from weakref import WeakSet
 import mlx.core as mx
 from mlx_lm.models.cache import CacheList, KVCache, QuantizedKVCache
 
-# Their rows are one behind another, and are never changed once they are there.
+# Caches whose rows follow one another, and are never changed once they are there.
 SHAREABLE = (KVCache, QuantizedKVCache)
 
 
@@ -25,7 +52,7 @@ class _Segment:
 
     Args:
         kind: The layers' class.
-        arrays: By their place, the arrays of each: its rows, and maybe more behind them.
+        arrays: The arrays of each layer, by its index: its rows, and maybe more after them.
     """
 
     def __init__(self, kind: type[Any], arrays: dict[int, list[mx.array]]) -> None:
@@ -44,78 +71,78 @@ class _Use(NamedTuple):
 class SharedRows:
     """What one context shares of its layers' rows.
 
-    Layers that can't share rows, or that no longer are what they were at the fork, are left alone.
-    Every method is given the context's layers, the same ones in the same order.
+    Layers that can't share rows, or that are no longer what they were at the fork, are left alone.
+    Every method gets the context's layers, the same ones in the same order.
     """
 
     def __init__(self) -> None:
         self._uses: list[_Use] = []
-        # Behind these, while the layers are hollow.
+        # The context's own rows, after the segments, while the layers are compacted.
         self._own: _Use | None = None
-        self._hollow = False
+        self._compacted = False
 
     def fork(self, layers: Sequence[Any]) -> SharedRows:
-        """What a copy of the context shares, which is all; its layers are to be copies of these."""
-        self.fold(layers)
-        if not self._hollow:
+        """Compact the layers, and return what a copy of them shares with them, which is all."""
+        self.compact(layers)
+        if not self._compacted:
             self._begin(layers)
         elif self._own is not None:
             self._hold(self._own)
             self._own = None
         twin = SharedRows()
-        twin._hollow = self._hollow
+        twin._compacted = self._compacted
         for use in self._uses:
             twin._hold(use)
         return twin
 
-    def fold(self, layers: Sequence[Any]) -> None:
-        """Keep no more than the shared rows and a copy of the own ones, if any are shared still."""
-        if self._hollow:
+    def compact(self, layers: Sequence[Any]) -> None:
+        """Keep just the shared rows and a copy of the own ones, if any are still shared."""
+        if self._compacted:
             return
         self._drop_unshared()
         if not self._uses:
             return
-        kind, places = self._uses[-1].segment.kind, self._uses[-1].segment.arrays
-        found = {at: layer for at, layer in _shareable(layers) if at in places}
+        kind, indices = self._uses[-1].segment.kind, self._uses[-1].segment.arrays
+        found = {index: layer for index, layer in _shareable(layers) if index in indices}
         shared = sum(use.rows for use in self._uses)
         offsets = {layer.offset for layer in found.values()}
-        alike = len(found) == len(places) and all(type(each) is kind for each in found.values())
-        if not alike or len(offsets) != 1 or min(offsets) < shared:
-            self.release()
+        same = len(found) == len(indices) and all(type(each) is kind for each in found.values())
+        if not same or len(offsets) != 1 or min(offsets) < shared:
+            self.leave()
             return
         (offset,) = offsets
         if offset > shared:
             own = {
-                at: [mx.contiguous(array[..., shared:offset, :]) for array in _arrays(layer)]
-                for at, layer in found.items()
+                index: [mx.contiguous(array[..., shared:offset, :]) for array in _arrays(layer)]
+                for index, layer in found.items()
             }
             mx.eval(own)
             self._own = _Use(_Segment(kind, own), offset - shared)
         for layer in found.values():
             layer.keys = layer.values = None
-        self._hollow = True
+        self._compacted = True
 
-    def unfold(self, layers: Sequence[Any]) -> None:
+    def expand(self, layers: Sequence[Any]) -> None:
         """Fill the layers again, for work."""
-        if not self._hollow:
+        if not self._compacted:
             return
         pieces = [*self._uses, *([] if self._own is None else [self._own])]
         filled: list[tuple[Any, list[mx.array]]] = []
-        for at, layer in _shareable(layers):
-            if at in pieces[0].segment.arrays:
-                parts = zip(
-                    *(_rows_of(piece, at, len(pieces) == 1) for piece in pieces), strict=True
+        for index, layer in _shareable(layers):
+            if index in pieces[0].segment.arrays:
+                rows = zip(
+                    *(_rows_of(piece, index, len(pieces) == 1) for piece in pieces), strict=True
                 )
-                filled.append((layer, [_joined(part) for part in parts]))
+                filled.append((layer, [_joined(arrays) for arrays in rows]))
         # Here and now: another thread could not finish what this one has begun.
         mx.eval([arrays for _, arrays in filled])
         for layer, arrays in filled:
             _fill(layer, arrays)
-        self._own, self._hollow = None, False
+        self._own, self._compacted = None, False
         self._drop_unshared()
 
     def cut(self, offset: int) -> None:
-        """The layers were trimmed to this many rows: what lies behind them is shared no more."""
+        """Share no rows after an offset; the layers were trimmed to it."""
         uses, self._uses = self._uses, []
         start = 0
         for use in uses:
@@ -128,25 +155,25 @@ class SharedRows:
             rows = min(self._own.rows, offset - start)
             self._own = self._own._replace(rows=rows) if rows > 0 else None
 
-    def release(self) -> None:
-        """Share nothing any more; the layers must not be hollow, or not be wanted."""
+    def leave(self) -> None:
+        """Share nothing any more; the layers must be expanded, or not be wanted."""
         self.cut(0)
-        self._hollow = False
+        self._compacted = False
 
     def _begin(self, layers: Sequence[Any]) -> None:
-        """Share all rows: they become the first segment, and the layers hollow."""
-        found = [(at, each) for at, each in _shareable(layers) if each.keys is not None]
+        """Share all rows: they become the first segment, and the layers are compacted."""
+        found = [(index, each) for index, each in _shareable(layers) if each.keys is not None]
         if not found:
             return
         kind, offset = type(found[0][1]), found[0][1].offset
         # As many, and of one kind: so they always are, where all of them are used.
         if not offset or any(type(each) is not kind or each.offset != offset for _, each in found):
             return
-        segment = _Segment(kind, {at: _arrays(layer) for at, layer in found})
+        segment = _Segment(kind, {index: _arrays(layer) for index, layer in found})
         for _, layer in found:
             layer.keys = layer.values = None
         self._hold(_Use(segment, offset))
-        self._hollow = True
+        self._compacted = True
 
     def _hold(self, use: _Use) -> None:
         use.segment.holders.add(self)
@@ -159,20 +186,23 @@ class SharedRows:
 
 
 def _shareable(layers: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-    """The layers whose rows can be shared, by their place among all that are of that kind ever."""
-    place = 0
+    """Yield the layers whose rows can be shared, with their index among all, members of lists too.
+
+    The index is the same at every call, whichever layers can be shared by then.
+    """
+    index = 0
     for layer in layers:
         inner = layer.caches if isinstance(layer, CacheList) else [layer]
-        # Of lists that can't be trimmed, marks hold copies: as a whole, and never hollow.
-        alike = all(type(each) in SHAREABLE for each in inner)
+        # Of lists that can't be trimmed, checkpoints have copies: as a whole, never compacted.
+        shareable = all(type(each) in SHAREABLE for each in inner)
         for each in inner:
-            if alike:
-                yield place, each
-            place += 1
+            if shareable:
+                yield index, each
+            index += 1
 
 
 def _arrays(layer: Any) -> list[mx.array]:
-    """A layer's arrays: keys and values, or their three parts each where they are quantized."""
+    """Return a layer's arrays: keys and values, each of them three if they are quantized."""
     if isinstance(layer, QuantizedKVCache):
         return [*layer.keys, *layer.values]
     return [layer.keys, layer.values]
@@ -185,20 +215,20 @@ def _fill(layer: Any, arrays: list[mx.array]) -> None:
         layer.keys, layer.values = arrays
 
 
-def _rows_of(piece: _Use, at: int, alone: bool) -> list[mx.array]:
-    """A layer's rows of a piece; with those behind them as room where nothing is to follow."""
-    arrays = piece.segment.arrays[at]
+def _rows_of(piece: _Use, index: int, alone: bool) -> list[mx.array]:
+    """Return a layer's rows of a piece; with the unused ones after them if nothing is to follow."""
+    arrays = piece.segment.arrays[index]
     return arrays if alone else [array[..., : piece.rows, :] for array in arrays]
 
 
-def _joined(parts: Sequence[mx.array]) -> mx.array:
-    """The rows one behind another, as an array of their own.
+def _joined(pieces: Sequence[mx.array]) -> mx.array:
+    """Return rows after one another, as an array of their own.
 
     MLX's assignments change the very object that they name, and copy what others hold as well.
     """
-    first = parts[0]
-    if len(parts) == 1:
+    first = pieces[0]
+    if len(pieces) == 1:
         return copy.copy(first)
-    # With room for what comes: without, the next tokens would have it all copied once more.
-    room = mx.zeros((*first.shape[:-2], KVCache.step, first.shape[-1]), first.dtype)
-    return mx.concatenate([*parts, room], axis=-2)
+    # With space for what comes: without, the next tokens would have it all copied once more.
+    space = mx.zeros((*first.shape[:-2], KVCache.step, first.shape[-1]), first.dtype)
+    return mx.concatenate([*pieces, space], axis=-2)

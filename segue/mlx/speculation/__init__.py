@@ -1,1 +1,1 @@
-"""Drafts at work on MLX."""
+"""Speculative decoding: drafters propose tokens, and the model verifies several in one pass."""

@@ -1,4 +1,23 @@
-"""A draft at work: when it proposes, how its proposals are checked, and whether that pays."""
+"""One forward pass that verifies proposals.
+
+How it works: the pass feeds the pending token and the proposals after it, and the model samples at
+each position as it would without a draft. A proposal that is what the model samples is accepted;
+the first sample that differs is the next pending token. With greedy decoding, or with proposals
+that were not drawn at random (prompt lookup), that is all: the reply has the very tokens of one
+without a draft. A proposal drawn from a draft model's distribution is accepted or redrawn by
+Leviathan's rule; see `Sampling`.
+
+The pass is under way once a `VerifyPass` is made; only `accept` waits for it. A pass without
+proposals is plain decoding.
+
+What does not work:
+
+- Sampling at all positions at once if there are logits processors: they may have a state, and must
+  never be shown a token that was not accepted. Then each position is sampled when the one before
+  was accepted.
+- Leaving the random key where the last position left it. A reply without a draft would not have
+  drawn for rejected positions, so the key is put back to where the accepted ones left it.
+"""
 
 from __future__ import annotations
 
@@ -7,134 +26,19 @@ from collections.abc import Sequence
 import mlx.core as mx
 from mlx_lm.generate import generation_stream
 
-from ...config import GenerationConfig
-from ...drafting.pace import Pace
-from ...engine import Acceptance, StoredPart
 from ..kv.state import KVState
 from ..sampling import Sample, Sampling
-from .drafters import Draft
-
-# What drafting and checking one token is taken to cost, in plain tokens, where no clock may decide.
-ASSUMED_COST = 0.25
 
 
-class Drafting:
-    """A context's draft, and its account of it.
-
-    Args:
-        draft: What proposes.
-        num_draft_tokens: How many tokens at a time, at most.
-
-    Attributes:
-        most: That number.
-        acceptance: What became of all proposals so far.
-    """
-
-    def __init__(self, draft: Draft, num_draft_tokens: int) -> None:
-        self._draft = draft
-        self.most = num_draft_tokens
-        # By the clock, over all replies; and by what passes are assumed to cost, for replies that
-        # must not depend on the clock.
-        self._clocked = Pace()
-        self._pace = self._clocked
-        self._assumed_time = 0.0
-        self._timed = False
-        self.acceptance = Acceptance(0, 0)
-
-    def fork(self) -> Drafting:
-        """One for a fork of the context: it has read the same, and proposed nothing yet."""
-        return Drafting(self._draft.fork(), self.most)
-
-    def part(self) -> StoredPart | None:
-        """See `Draft.part`."""
-        return self._draft.part()
-
-    def restore(self, part: StoredPart) -> None:
-        """See `Draft.restore`."""
-        self._draft.restore(part)
-
-    def begin(self, ids: Sequence[int], config: GenerationConfig) -> None:
-        """A reply begins behind these ids.
-
-        Raises:
-            GenerationError: The draft's model failed.
-        """
-        self._draft.begin(ids, config)
-        # With a seed, the same prompt must get the same reply: where the draft's draws have a
-        # part in it, neither the clock nor earlier replies must have one.
-        steady = self._draft.by_chance and config.seed is not None
-        self._pace = Pace(lambda: self._assumed_time) if steady else self._clocked
-        if config.max_tokens > 1 and not self._pace.paused:
-            self._draft.catch_up()
-        self._pace.start()
-        self._timed = False
-
-    def wants(self, room: int) -> bool:
-        """Whether to ask for a proposal, which needs the pending token's id."""
-        return room > 0 and self._pace.drafting and self._draft.expects()
-
-    def propose(self, room: int) -> list[Sample]:
-        """Up to `room` tokens that may come behind the last one told.
-
-        Raises:
-            GenerationError: The draft's model failed.
-        """
-        return self._draft.propose(room)
-
-    def tell(self, token: int) -> None:
-        """This is the pending token; its id became known just now, or by `checked`."""
-        self._draft.extend([token])
-        if not self._timed:
-            self._assumed_time += 1.0
-            self._pace.lap(1, drafted=False)
-        self._timed = False
-
-    def checked(self, proposed: int, accepted: Sequence[int]) -> None:
-        """A pass is done; of so many proposals, it accepted these."""
-        self._draft.extend(accepted)
-        self._assumed_time += 1.0 + ASSUMED_COST * proposed
-        self._pace.lap(1 + len(accepted), drafted=True)
-        self._timed = True
-        made, taken = self.acceptance
-        self.acceptance = Acceptance(made + proposed, taken + len(accepted))
-
-    def cut(self, length: int) -> None:
-        """All but the first `length` ids of the conversation were taken back.
-
-        Raises:
-            GenerationError: The draft's model failed.
-        """
-        self._draft.cut(length)
-
-    def rest(self) -> None:
-        """The reply is over."""
-        self._draft.rest()
-
-    def leave(self) -> None:
-        """The reply is suspended."""
-        self._pace.leave()
-
-    def resume(self) -> None:
-        """The reply goes on."""
-        self._pace.resume()
-
-
-class Pass:
-    """One forward pass over the pending token and what a draft proposes behind it.
-
-    It is under way once this is made; only `accept` waits for it.
+class VerifyPass:
+    """One forward pass over the pending token and what a drafter proposes after it.
 
     Args:
         state: The caches to feed.
         sampling: The reply's sampling.
         pending: The newest token, not yet fed.
-        proposals: What the draft proposes behind it, or nothing.
-        tokens: The ids of the conversation, the pending one included, if there are processors.
-
-    Attributes:
-        proposals: The proposals.
-        tokens: The ids of the conversation, with what was accepted.
-        mark: A place in front of it all, for caches that can't be trimmed.
+        proposals: What a drafter proposes after it; may be empty.
+        tokens: The ids of the conversation up to the pending one, if there are processors.
     """
 
     def __init__(
@@ -142,20 +46,23 @@ class Pass:
         state: KVState,
         sampling: Sampling,
         pending: Sample,
-        proposals: list[Sample],
+        proposals: Sequence[Sample],
         tokens: mx.array | None,
     ) -> None:
-        self.proposals = proposals
-        self.tokens = tokens
-        self.mark = state.mark() if proposals else None
+        self.tokens = None if tokens is None else mx.concatenate([tokens, pending.token])
+        """The ids of the conversation, the pending one included; `accept` adds those that it
+        accepts."""
+        self.checkpoint = state.checkpoint() if proposals else None
+        """A checkpoint before the pass, for caches that can't be trimmed."""
+        self._proposals = proposals
         self._sampling = sampling
         fed = [pending.token, *(proposal.token for proposal in proposals)]
         self._logits = state.feed(mx.concatenate(fed) if proposals else pending.token)
         self._samples: list[Sample] = []
-        # The random keys after each sample.
+        # The random key after each sample.
         self._keys: list[mx.array | None] = []
         self._sample()
-        # Processors may remember what they saw: they are never shown what may not come to be.
+        # Processors may have a state: they are never shown what may not be accepted.
         if tokens is None:
             for _ in proposals:
                 self._sample()
@@ -163,24 +70,30 @@ class Pass:
         mx.async_eval(*arrays)  # type: ignore[no-untyped-call]
 
     def accept(self) -> tuple[list[Sample], Sample]:
-        """The samples that are what was proposed, and the first that is not, pending now."""
+        """Wait for the pass.
+
+        Returns:
+            The accepted proposals, as the model sampled them, and the next pending token.
+        """
         count = 0
         while (
-            count < len(self.proposals) and self._samples[count].id() == self.proposals[count].id()
+            count < len(self._proposals)
+            and self._samples[count].id() == self._proposals[count].id()
         ):
             count += 1
             if count == len(self._samples):
                 assert self.tokens is not None
                 self.tokens = mx.concatenate([self.tokens, self._samples[-1].token])
                 self._sample()
-        # Draws for what did not come to be are taken back.
+        # Draws for what was not accepted are taken back.
         self._sampling.key = self._keys[count]
         return self._samples[:count], self._samples[count]
 
     def _sample(self) -> None:
-        place = len(self._samples)
-        draft = self.proposals[place] if place < len(self.proposals) else None
+        """Sample at the next position."""
+        position = len(self._samples)
+        draft = self._proposals[position] if position < len(self._proposals) else None
         with mx.stream(generation_stream):
-            sample = self._sampling(self._logits[:, place, :], self.tokens, draft)
+            sample = self._sampling(self._logits[:, position, :], self.tokens, draft)
         self._samples.append(sample)
         self._keys.append(self._sampling.key)

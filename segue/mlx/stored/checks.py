@@ -1,12 +1,21 @@
-"""What must be true of the layers of a KV cache: live ones that are saved, and saved ones."""
+"""What must be true of the layers of a KV cache: of live ones to be saved, and of saved ones.
+
+How it works: what a file holds is compared three times. `layers.py` compares each layer's fields
+with each other; `check_saved` compares the layers with each other (all at one offset, all bounded
+or quantized in one way), and then each with the *reference layer* at its index: what this model's
+own cache is after one token. Shapes, types and settings of reference layers are known without
+computing anything, and don't change as a cache grows.
+
+What does not work: recognizing another model of the same shapes. A fingerprint does that, where a
+file has one; and values that are wrong but finite can only be found by a checksum.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
-import mlx.core as mx
 from mlx.utils import tree_map
 from mlx_lm.models.cache import (
     ArraysCache,
@@ -19,42 +28,29 @@ from mlx_lm.models.cache import (
 )
 
 from ...errors import PromptCacheError, PromptCacheMismatchError
-from .layers import KINDS, SavedLayer, States, describe
+from .layers import KINDS, Fields, SavedLayer, describe
 
 StandIns = Mapping[type[Any], Set[type[Any]]]
-"""By the class of a model's own layer: other classes that may be saved in its place."""
+"""The classes that may be saved instead of a reference layer's, by that layer's class."""
 
 
-def probe_layers(model: Callable[..., mx.array], layers: list[Any]) -> list[Any]:
-    """A model's own layers after one token, for saved ones to be compared with.
-
-    Nothing is computed: MLX is lazy, and shapes and types are known before values are.
-
-    Args:
-        model: An mlx-lm model.
-        layers: Its empty caches, as mlx-lm's ``make_prompt_cache(model)`` makes them; they are fed.
-    """
-    model(mx.zeros((1, 1), mx.uint32), cache=layers)
-    return layers
-
-
-def tokens_held(layers: Iterable[Any]) -> int | None:
-    """How many tokens the layers hold; ``None`` where none of them counts (recurrent models).
+def count_tokens(layers: Iterable[Any]) -> int | None:
+    """Return how many tokens the layers hold; ``None`` if no layer counts (recurrent models).
 
     Raises:
-        PromptCacheError: The layers don't agree.
+        PromptCacheError: if the layers don't agree.
     """
     offsets = {layer.offset for layer in leaves(layers) if hasattr(layer, "offset")}
     if len(offsets) > 1:
         raise PromptCacheError(
-            "The layers of the KV cache are out of step: a forward pass was broken off.",
+            "The layers of the KV cache are out of step: a forward pass was interrupted.",
             remedy="Make the cache again from the conversation's start.",
         )
     return int(offsets.pop()) if offsets else None
 
 
 def trimmed(layer: Any) -> Any:
-    """A layer without the rows that it holds room in: they may be of tokens taken back."""
+    """Return a layer without its unused rows: they may be of tokens that were taken back."""
     if isinstance(layer, CacheList):
         return CacheList(*map(trimmed, layer.caches))
     if isinstance(layer, (KVCache, QuantizedKVCache, ConcatenateKVCache, ChunkedKVCache)):
@@ -65,13 +61,13 @@ def trimmed(layer: Any) -> Any:
         return layer
     shorter = copy.copy(layer)
     shorter.keys, shorter.values = tree_map(
-        lambda part: part[..., :rows, :], (layer.keys, layer.values)
+        lambda array: array[..., :rows, :], (layer.keys, layer.values)
     )
     return shorter
 
 
 def leaves(layers: Iterable[Any]) -> Iterator[Any]:
-    """The layers, those within lists included."""
+    """Yield the layers, and instead of a list, its members."""
     for layer in layers:
         if isinstance(layer, CacheList):
             yield from leaves(layer.caches)
@@ -80,108 +76,110 @@ def leaves(layers: Iterable[Any]) -> Iterator[Any]:
 
 
 def is_empty(layer: Any) -> bool:
-    """Whether a layer, that is no list, holds nothing."""
-    parts = layer.cache if isinstance(layer, ArraysCache) else [layer.keys]
-    return all(part is None for part in parts)
+    """Return True if a layer, which must not be a list, holds nothing."""
+    arrays = layer.cache if isinstance(layer, ArraysCache) else [layer.keys]
+    return all(array is None for array in arrays)
 
 
 def check_kinds(layers: list[Any]) -> None:
     """Refuse layers of classes that can't be saved.
 
     Raises:
-        PromptCacheError: There is one.
+        PromptCacheError: if there is one.
     """
     for layer in leaves(layers):
         if type(layer) not in KINDS:
             raise PromptCacheError(
-                f"This model's cache has layers of class {type(layer).__name__}, for which "
-                "prompt cache files have no form.",
+                f"This model's cache has layers of class {type(layer).__name__}, and "
+                "prompt cache files have no form for them.",
                 remedy="Keep the conversation's messages instead; the model reads them again.",
             )
 
 
 def check_layers(layers: list[Any]) -> None:
-    """Refuse layers that no file could bring back.
+    """Refuse layers that can't be saved, or that hold nothing.
 
     Raises:
-        PromptCacheError: There are such.
+        PromptCacheError: if there are any, or the layers are out of step.
     """
     check_kinds(layers)
-    if not layers or any(map(is_empty, leaves(layers))) or tokens_held(layers) == 0:
+    if not layers or any(map(is_empty, leaves(layers))) or count_tokens(layers) == 0:
         raise PromptCacheError(
             "There is no prompt cache to save yet: the model has read nothing.",
-            remedy="Take a turn first, or warm the session up.",
+            remedy="Take a turn first, or prewarm the session.",
         )
 
 
 def check_saved(
-    saved: Sequence[SavedLayer], own: Sequence[Any], stand_ins: StandIns, states: States
+    saved: Sequence[SavedLayer], reference: Sequence[Any], stand_ins: StandIns, fields: Fields
 ) -> None:
-    """Check saved layers against each other, and against the model's.
+    """Compare saved layers with each other, and with the model's.
 
     Args:
         saved: The layers, each sound by itself.
-        own: The layers of this model's own cache, after one token; see `probe_layers`.
-        stand_ins: What may stand in the place of which of those.
-        states: What the layers were read from.
+        reference: The reference layers of this model.
+        stand_ins: Which classes may be saved instead of theirs.
+        fields: What the layers were read from.
 
     Raises:
-        PromptCacheFormatError: They contradict each other.
-        PromptCacheMismatchError: They are of another model, or of other settings.
+        PromptCacheFormatError: if the layers contradict each other.
+        PromptCacheMismatchError: if they are of another model, or of other settings.
     """
-    if len(saved) != len(own):
+    if len(saved) != len(reference):
         raise PromptCacheMismatchError(
-            f"In {states.name} there are {len(saved)} layers, and in this model's cache "
-            f"{len(own)}.",
+            f"In {fields.name} there are {len(saved)} layers, and in this model's cache "
+            f"{len(reference)}.",
             remedy="Use the model it was made with.",
         )
     inner = [leaf for layer in saved for leaf in layer.leaves()]
     offsets = {leaf.offset for leaf in inner} - {None}
     if len(offsets) > 1:
-        raise states.damaged("its layers don't hold the same number of tokens")
+        raise fields.damaged("its layers don't hold the same number of tokens")
     if offsets == {0}:
-        raise states.damaged("it holds no tokens")
+        raise fields.damaged("it holds no tokens")
     plain = [
         layer
-        for layer, mine in zip(saved, own, strict=True)
-        if layer.kind in stand_ins.get(type(mine), ())
+        for layer, expected in zip(saved, reference, strict=True)
+        if layer.kind in stand_ins.get(type(expected), ())
     ]
     if len({(layer.kind, *layer.settings.items()) for layer in plain}) > 1:
-        raise states.damaged("its layers were bounded or quantized in different ways")
+        raise fields.damaged("its layers were bounded or quantized in different ways")
     positions: dict[object, tuple[int, ...]] = {}
     for leaf in inner:
         if positions.setdefault(tuple(leaf.settings.items()), leaf.position) != leaf.position:
-            raise states.damaged("layers of one kind in it have dropped different tokens")
-    for index, (layer, mine) in enumerate(zip(saved, own, strict=True)):
-        allowed = stand_ins.get(type(mine), {type(mine)})
-        _compare(layer, mine, allowed, f"layer {index}", states.name)
+            raise fields.damaged("layers of one kind in it have dropped different tokens")
+    for index, (layer, expected) in enumerate(zip(saved, reference, strict=True)):
+        allowed = stand_ins.get(type(expected), {type(expected)})
+        _compare(layer, expected, allowed, f"layer {index}", fields.name)
 
 
-def _compare(saved: SavedLayer, own: Any, allowed: Set[type[Any]], where: str, name: str) -> None:
-    """Refuse a saved layer that can't stand in the place of the model's own."""
+def _compare(
+    saved: SavedLayer, reference: Any, allowed: Set[type[Any]], where: str, name: str
+) -> None:
+    """Refuse a saved layer that can't take the place of a reference layer."""
     if saved.kind not in allowed:
         raise PromptCacheMismatchError(
             f"In {name}, {where} is a {saved.kind.__name__}; this model has a "
-            f"{type(own).__name__} there.",
+            f"{type(reference).__name__} there.",
             remedy="Use the model and the settings it was made with.",
         )
-    if isinstance(own, CacheList):
-        if len(saved.state) != len(own.caches):
+    if isinstance(reference, CacheList):
+        if len(saved.state) != len(reference.caches):
             raise PromptCacheMismatchError(
                 f"In {name}, {where} is a list of {len(saved.state)}; in this model, of "
-                f"{len(own.caches)}.",
-                remedy="Use the model it was made with instead.",
+                f"{len(reference.caches)}.",
+                remedy="Use the model that it was made with.",
             )
-        for index, (layer, inner) in enumerate(zip(saved.state, own.caches, strict=True)):
-            _compare(layer, inner, {type(inner)}, f"{where}, part {index}", name)
+        for index, (layer, inner) in enumerate(zip(saved.state, reference.caches, strict=True)):
+            _compare(layer, inner, {type(inner)}, f"{where}, member {index}", name)
         return
-    form, settings = describe(own)
-    told = {**saved.form, **{what: saved.settings.get(what) for what in settings}}
-    wanted = {**form, **settings}
-    for what in sorted(told.keys() | wanted.keys()):
-        if told.get(what) != wanted.get(what):
+    form, settings = describe(reference)
+    found = {**saved.form, **{name: saved.settings.get(name) for name in settings}}
+    expected = {**form, **settings}
+    for what in sorted(found.keys() | expected.keys()):
+        if found.get(what) != expected.get(what):
             raise PromptCacheMismatchError(
-                f"In {name}, the {what} of {where} is {told.get(what)}; this model has "
-                f"{wanted.get(what)}.",
+                f"In {name}, the {what} of {where} is {found.get(what)}; this model has "
+                f"{expected.get(what)}.",
                 remedy="Use the model it was made with, loaded in the same precision.",
             )

@@ -1,8 +1,20 @@
-"""The layers of a saved KV cache: told from shapes and numbers, checked, and only then built.
+"""The layers of a saved KV cache: read field by field, checked, and only then built.
 
-mlx-lm names the parts of a layer's state by their place in it (``"3.0"`` is the first part of layer
-3), and writes numbers, class names and missing parts as small tensors. Here every part is asked
-for by the name that it must have; no name in a file decides what is looked up or allocated.
+How it works: mlx-lm names the *fields* of a layer's state by where they are in it (``"3.0"`` is the
+first field of layer 3). `Fields` hands them out by name, whether they are in a prompt cache file or
+in a section of a session file. For each class that a layer may be of, one function here asks for
+the fields that the class must have, by the names they must have, and compares them: an offset with
+the number of rows, the position in a rotating buffer with what it can have come to, packed sizes
+with bits and group size. What comes out is a `SavedLayer`, with a `TensorInfo` where each array
+will be. Its `build` is called once everything is checked.
+
+Guarantees: no name in a file decides what is looked up, called or allocated. Classes are found in a
+table of ours; sizes are those of the file's own data.
+
+What does not work: mlx-lm's ``load_prompt_cache``. It calls ``from_state`` on whatever its module
+has under the name in the file, within lists as well, and trusts every number. One class of mlx-lm's
+has no form here: deepseek_v41's ``LayerCache``, which mlx-lm can save, but not load. The caches of
+batches are refused, too.
 """
 
 from __future__ import annotations
@@ -22,15 +34,13 @@ from mlx_lm.models.cache import (
     RotatingKVCache,
 )
 
+from ...config import KV_BITS, KV_GROUP_SIZES, LARGEST_INT
 from ...errors import PromptCacheFormatError
 from ...files.safetensors import TensorInfo, shown
 from ..kv.bounded import BoundedKVCache
 
-# The longest name of a class, in characters, and the most tokens that any cache counts.
+# The longest name of a class, in characters.
 LONGEST_NAME = 64
-MOST_TOKENS = 2**31 - 1
-GROUP_SIZES = (32, 64, 128)
-BITS = (2, 3, 4, 5, 6, 8)
 
 DTYPES = {
     mx.bool_: "BOOL",
@@ -50,28 +60,25 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class SavedLayer:
-    """A saved layer: checked, not loaded.
-
-    Attributes:
-        kind: Its class.
-        state: What the class's state holds, a `TensorInfo` in the place of each array; of a
-            `CacheList`, its layers.
-        offset: The tokens it holds; ``None`` for layers that don't count them.
-        form: What the model's shapes and types decide, by names for messages.
-        settings: What else the model, or whoever made the cache, decided.
-        position: Where the layer's rows stand, if it drops old ones. Models make one mask for all
-            layers with the same settings, so it must be the same in them.
-    """
+    """A saved layer: checked, not loaded."""
 
     kind: type[Any]
+    """Its class."""
     state: Any
+    """What the class's state holds, with a `TensorInfo` instead of each array; of a `CacheList`,
+    its members."""
     offset: int | None = None
+    """How many tokens it holds; ``None`` for layers that don't count them."""
     form: Mapping[str, object] = field(default_factory=dict)
+    """What the model's shapes and types decide, by names for messages."""
     settings: Mapping[str, int] = field(default_factory=dict)
+    """What else the model, or whoever made the cache, decided."""
     position: tuple[int, ...] = ()
+    """Which of its rows it holds, if it drops old ones. Models make one mask for all layers with
+    the same settings, so it must be the same in them."""
 
     def leaves(self) -> Iterator[SavedLayer]:
-        """The layer itself, or those of a list."""
+        """Yield the layer itself, or the members of a list."""
         if self.kind is CacheList:
             for layer in self.state:
                 yield from layer.leaves()
@@ -79,7 +86,7 @@ class SavedLayer:
             yield self
 
     def build(self, arrays: Mapping[str, mx.array]) -> Any:
-        """The layer with its arrays in place."""
+        """Return the layer, with its arrays."""
         if self.kind is CacheList:
             # Its own state setter looks its classes up by the names in the file.
             return CacheList(*(layer.build(arrays) for layer in self.state))
@@ -90,68 +97,74 @@ def _filled(state: Any, arrays: Mapping[str, mx.array]) -> Any:
     if isinstance(state, TensorInfo):
         return arrays[state.name]
     if isinstance(state, list):
-        return [_filled(part, arrays) for part in state]
+        return [_filled(item, arrays) for item in state]
     return state
 
 
-class States(Protocol):
-    """The parts of the layers' states, by name, wherever they are kept; see `read_layer`.
-
-    Attributes:
-        name: What messages call what keeps them.
-    """
+class Fields(Protocol):
+    """The fields of the layers' states, by name, wherever they are saved; see `read_layer`."""
 
     name: str
+    """What messages call whatever they are saved in."""
 
     def has(self, name: str) -> bool:
-        """Whether there is such a part."""
+        """Return True if there is a field of that name."""
         ...
 
     def array(self, name: str) -> TensorInfo:
-        """An array."""
+        """Return a field that must be an array."""
         ...
 
     def optional_array(self, name: str) -> TensorInfo | None:
-        """An array, or nothing where the layer had none."""
+        """Return a field that must be an array, or ``None`` if the layer had none."""
         ...
 
-    def number(self, name: str, least: int = 0, most: int = MOST_TOKENS) -> int:
-        """A whole number within bounds."""
+    def number(self, name: str, least: int = 0, most: int = LARGEST_INT) -> int:
+        """Return a field that must be a whole number within bounds."""
         ...
 
     def text(self, name: str) -> str:
-        """A short text."""
+        """Return a field that must be a short text."""
         ...
 
     def damaged(self, how: str) -> PromptCacheFormatError:
-        """The error that says that they are not what was once kept, and how that shows."""
+        """Return the error for fields that can't have been saved so.
+
+        Args:
+            how: How the damage shows, as a clause.
+        """
         ...
 
 
-def read_layer(states: States, kind: str, at: str) -> SavedLayer:
-    """Read and check the layer of class `kind` whose parts' names begin with `at`.
+def read_layer(fields: Fields, kind: str, at: str) -> SavedLayer:
+    """Read and check one layer.
+
+    Args:
+        fields: What it is read from.
+        kind: The name of its class.
+        at: What the names of its fields begin with.
 
     Raises:
-        PromptCacheFormatError: There is no such class, parts of the layer are missing, or they
-            contradict each other.
-        OSError: The file can't be read.
+        PromptCacheFormatError: if there is no such class, or fields are missing or contradict each
+            other.
+        OSError: if the file can't be read.
     """
     reader = _READERS.get(kind)
     if reader is None:
         raise PromptCacheFormatError(
-            f"In {states.name} there is a layer of class {shown(kind)}, which Segue does not know.",
+            f"In {fields.name} there is a layer of class {shown(kind)}, which Segue does not know.",
             remedy=f"The classes it knows are {', '.join(_READERS)}.",
         )
-    return reader(states, at)
+    return reader(fields, at)
 
 
 def describe(layer: Any) -> tuple[Mapping[str, object], Mapping[str, int]]:
-    """The form and the settings of a live layer, as `SavedLayer` has those of a saved one."""
+    """Return form and settings of a live layer, as `SavedLayer` has those of a saved one."""
     settings = {name: getattr(layer, name) for name in _SETTINGS.get(type(layer), ())}
     if isinstance(layer, ArraysCache):
         return _slots([slot if slot is None else _info(slot) for slot in layer.cache]), settings
     if isinstance(layer, QuantizedKVCache):
-        keys, values = ([_info(part) for part in parts] for parts in (layer.keys, layer.values))
+        keys, values = ([_info(array) for array in arrays] for arrays in (layer.keys, layer.values))
         return _quantized_form(keys, values, layer.group_size), settings
     return _form(_info(layer.keys), _info(layer.values)), settings
 
@@ -174,7 +187,7 @@ def _form(keys: TensorInfo, values: TensorInfo) -> Mapping[str, object]:
 def _quantized_form(
     keys: list[TensorInfo], values: list[TensorInfo], group_size: int
 ) -> Mapping[str, object]:
-    """The form of the keys and values that were quantized."""
+    """Return the form of the keys and values that were quantized."""
     whole = [
         scales._replace(shape=(*scales.shape[:3], scales.shape[3] * group_size))
         for _, scales, _ in (keys, values)
@@ -195,47 +208,49 @@ def _slots(slots: list[TensorInfo | None]) -> Mapping[str, object]:
     return form
 
 
-def _keys_and_values(states: States, at: str) -> tuple[TensorInfo, TensorInfo, int]:
-    """The two arrays of a layer, ``(1, heads, rows, size)`` each, and their rows."""
-    keys, values = states.array(f"{at}.0"), states.array(f"{at}.1")
-    return keys, values, _rows(states, at, [keys, values])
+def _keys_and_values(fields: Fields, at: str) -> tuple[TensorInfo, TensorInfo, int]:
+    """Return the two arrays of a layer, ``(1, heads, rows, size)`` each, and their rows."""
+    keys, values = fields.array(f"{at}.0"), fields.array(f"{at}.1")
+    return keys, values, _rows(fields, at, [keys, values])
 
 
-def _rows(states: States, at: str, arrays: list[TensorInfo]) -> int:
+def _rows(fields: Fields, at: str, arrays: list[TensorInfo]) -> int:
     if any(len(array.shape) != 4 for array in arrays):
-        raise states.damaged(f"keys or values of its layer {at} are not of rank 4")
+        raise fields.damaged(f"keys or values of its layer {at} are not of rank 4")
     if any(array.shape[0] != 1 for array in arrays):
-        raise states.damaged(f"its layer {at} is not of one conversation")
+        raise fields.damaged(f"its layer {at} is not of one conversation")
     rows = {array.shape[2] for array in arrays}
     if len(rows) != 1:
-        raise states.damaged(f"keys and values of its layer {at} are not as many")
+        raise fields.damaged(
+            f"keys and values of its layer {at} don't have the same number of rows"
+        )
     return rows.pop()
 
 
-def _read_kv(states: States, at: str) -> SavedLayer:
-    keys, values, rows = _keys_and_values(states, at)
-    offset = states.number(f"{at}.2", most=rows)
+def _read_kv(fields: Fields, at: str) -> SavedLayer:
+    keys, values, rows = _keys_and_values(fields, at)
+    offset = fields.number(f"{at}.2", most=rows)
     return SavedLayer(KVCache, [keys, values, offset], offset, _form(keys, values))
 
 
-def _read_concatenate(states: States, at: str) -> SavedLayer:
-    keys, values, rows = _keys_and_values(states, at)
+def _read_concatenate(fields: Fields, at: str) -> SavedLayer:
+    keys, values, rows = _keys_and_values(fields, at)
     return SavedLayer(ConcatenateKVCache, [keys, values], rows, _form(keys, values))
 
 
-def _read_rotating(states: States, at: str) -> SavedLayer:
-    keys, values, rows = _keys_and_values(states, at)
-    offset = states.number(f"{at}.2")
-    max_size = states.number(f"{at}.4", least=1)
-    keep = states.number(f"{at}.3", most=max_size - 1)
-    index = states.number(f"{at}.5", most=rows)
+def _read_rotating(fields: Fields, at: str) -> SavedLayer:
+    keys, values, rows = _keys_and_values(fields, at)
+    offset = fields.number(f"{at}.2")
+    max_size = fields.number(f"{at}.4", least=1)
+    keep = fields.number(f"{at}.3", most=max_size - 1)
+    index = fields.number(f"{at}.5", most=rows)
     # A prefill leaves more rows than the layer is to keep; the next single token drops them.
     if offset <= rows:
         sound = index == offset and rows <= max(max_size, offset)
     else:
         sound = rows >= max_size and (index == rows or (rows == max_size and keep < index))
     if not sound:
-        raise states.damaged(f"rows and position of its rotating layer {at} don't agree")
+        raise fields.damaged(f"rows and position of its rotating layer {at} don't agree")
     return SavedLayer(
         RotatingKVCache,
         [keys, values, offset, keep, max_size, index],
@@ -246,11 +261,11 @@ def _read_rotating(states: States, at: str) -> SavedLayer:
     )
 
 
-def _read_chunked(states: States, at: str) -> SavedLayer:
-    keys, values, rows = _keys_and_values(states, at)
-    offset = states.number(f"{at}.2")
-    chunk_size = states.number(f"{at}.3", least=1)
-    start = states.number(f"{at}.4", least=max(0, offset - rows), most=offset)
+def _read_chunked(fields: Fields, at: str) -> SavedLayer:
+    keys, values, rows = _keys_and_values(fields, at)
+    offset = fields.number(f"{at}.2")
+    chunk_size = fields.number(f"{at}.3", least=1)
+    start = fields.number(f"{at}.4", least=max(0, offset - rows), most=offset)
     return SavedLayer(
         ChunkedKVCache,
         [keys, values, offset, chunk_size, start],
@@ -261,13 +276,13 @@ def _read_chunked(states: States, at: str) -> SavedLayer:
     )
 
 
-def _read_quantized(states: States, at: str) -> SavedLayer:
-    keys, values = ([states.array(f"{at}.{half}.{part}") for part in range(3)] for half in (0, 1))
-    rows = _rows(states, at, keys + values)
-    offset = states.number(f"{at}.2", most=rows)
-    group_size, bits = states.number(f"{at}.3"), states.number(f"{at}.4")
-    if group_size not in GROUP_SIZES or bits not in BITS:
-        raise states.damaged(f"its layer {at} can't have {bits} bits in groups of {group_size}")
+def _read_quantized(fields: Fields, at: str) -> SavedLayer:
+    keys, values = ([fields.array(f"{at}.{half}.{index}") for index in range(3)] for half in (0, 1))
+    rows = _rows(fields, at, keys + values)
+    offset = fields.number(f"{at}.2", most=rows)
+    group_size, bits = fields.number(f"{at}.3"), fields.number(f"{at}.4")
+    if group_size not in KV_GROUP_SIZES or bits not in KV_BITS:
+        raise fields.damaged(f"its layer {at} can't have {bits} bits in groups of {group_size}")
     for packed, scales, biases in (keys, values):
         size = scales.shape[3] * group_size
         if (
@@ -276,7 +291,7 @@ def _read_quantized(states: States, at: str) -> SavedLayer:
             or packed.shape[3] * 32 != size * bits
             or scales[1:3] != biases[1:3]
         ):
-            raise states.damaged(f"the quantized parts of its layer {at} don't fit together")
+            raise fields.damaged(f"the quantized arrays of its layer {at} don't fit together")
     return SavedLayer(
         QuantizedKVCache,
         [keys, values, offset, group_size, bits],
@@ -286,31 +301,31 @@ def _read_quantized(states: States, at: str) -> SavedLayer:
     )
 
 
-def _read_arrays(states: States, at: str) -> SavedLayer:
+def _read_arrays(fields: Fields, at: str) -> SavedLayer:
     slots: list[TensorInfo | None] = []
-    while states.has(f"{at}.0.{len(slots)}"):
-        slots.append(states.optional_array(f"{at}.0.{len(slots)}"))
+    while fields.has(f"{at}.0.{len(slots)}"):
+        slots.append(fields.optional_array(f"{at}.0.{len(slots)}"))
     if any(slot is not None and slot.shape[:1] != (1,) for slot in slots):
-        raise states.damaged(f"the slots of its layer {at} are not of one conversation")
+        raise fields.damaged(f"the slots of its layer {at} are not of one conversation")
     # mlx-lm pads the conversations of a batch to one length.
-    if not all(states.optional_array(f"{at}.{part}") is None for part in (1, 2)):
-        raise states.damaged(f"its layer {at} is padded, as in a batch")
+    if not all(fields.optional_array(f"{at}.{index}") is None for index in (1, 2)):
+        raise fields.damaged(f"its layer {at} is padded, as in a batch")
     return SavedLayer(ArraysCache, [slots, None, None], form=_slots(slots))
 
 
-def _read_list(states: States, at: str) -> SavedLayer:
+def _read_list(fields: Fields, at: str) -> SavedLayer:
     layers: list[SavedLayer] = []
-    while states.has(f"{at}.{len(layers)}.1"):
+    while fields.has(f"{at}.{len(layers)}.1"):
         inner = f"{at}.{len(layers)}"
-        kind = states.text(f"{inner}.1")
+        kind = fields.text(f"{inner}.1")
         # None of mlx-lm's models nests lists, and a file could without end.
         if kind == CacheList.__name__:
-            raise states.damaged(f"its layer {at} is a list that holds a list")
-        layers.append(read_layer(states, kind, f"{inner}.0"))
+            raise fields.damaged(f"its layer {at} is a list that holds a list")
+        layers.append(read_layer(fields, kind, f"{inner}.0"))
     return SavedLayer(CacheList, layers)
 
 
-KINDS: Mapping[type[Any], Callable[[States, str], SavedLayer]] = {
+KINDS: Mapping[type[Any], Callable[[Fields, str], SavedLayer]] = {
     KVCache: _read_kv,
     RotatingKVCache: _read_rotating,
     QuantizedKVCache: _read_quantized,
@@ -319,12 +334,12 @@ KINDS: Mapping[type[Any], Callable[[States, str], SavedLayer]] = {
     ArraysCache: _read_arrays,
     CacheList: _read_list,
 }
-"""The classes that a prompt cache file can hold, and how each is read."""
+"""The classes of layers that can be saved, and how each is read."""
 
 _READERS = {kind.__name__: reader for kind, reader in KINDS.items()}
 _SETTINGS: Mapping[type[Any], tuple[str, ...]] = {
     RotatingKVCache: ("max_size", "keep"),
-    # What it keeps is the conversation's.
+    # What it always keeps depends on the conversation.
     BoundedKVCache: ("max_size",),
     ChunkedKVCache: ("chunk_size",),
     QuantizedKVCache: ("group_size", "bits"),

@@ -1,7 +1,16 @@
-"""Layers of KV caches as parts of a session file: packed from memory, and unpacked unbelieving.
+"""Layers of KV caches in a section of a session file: packed from memory, unpacked with mistrust.
 
-The parts of a layer's state have the names that mlx-lm gives them in prompt cache files. Its arrays
-become tensors; numbers, class names and missing parts are values.
+How it works: a section has values, as in JSON, and tensors (`StoredState`). The fields of a layer's
+state have the names that mlx-lm gives them in prompt cache files, with the name of a group of
+layers before them (``"layers.3.0"``). Arrays become tensors, and everything else is a value under
+``"state"``; ``"classes"`` has the names of each group's classes.
+
+Packing copies an array only if the array has unused rows; other tensors are views of MLX's buffers,
+which MLX does not write to while anyone else holds them. Unpacking asks for each field by name,
+through `layers.py`, and for nothing else; whatever is left then belongs to nothing and is refused.
+
+What does not work: other kinds of cache. A section is of just the kind of cache that the context
+has at so many tokens, down to the bits, but for bounded layers, which are saved as mlx-lm's own.
 """
 
 from __future__ import annotations
@@ -15,14 +24,14 @@ import numpy as np
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import RotatingKVCache
 
-from ...engine import StoredPart, StoredTensor
+from ...config import LARGEST_INT
+from ...engine import StoredState, StoredTensor
 from ...errors import PromptCacheFormatError
 from ...files.safetensors import LARGEST_DIMENSION, LARGEST_RANK, SIZES, TensorInfo, shown
 from ..kv.bounded import BoundedKVCache, as_saved
-from .checks import StandIns, check_layers, check_saved, tokens_held, trimmed
-from .layers import DTYPES, LONGEST_NAME, MOST_TOKENS, read_layer
+from .checks import StandIns, check_layers, check_saved, count_tokens, trimmed
+from .layers import DTYPES, LONGEST_NAME, read_layer
 
-# A part of a context is of the context's own kind of cache, to the class.
 STAND_INS: StandIns = {BoundedKVCache: {RotatingKVCache}}
 _TYPES = {name: dtype for dtype, name in DTYPES.items()}
 
@@ -33,19 +42,19 @@ def pack(
     *,
     texts: Mapping[str, str] | None = None,
     arrays: Mapping[str, mx.array] | None = None,
-) -> StoredPart:
-    """A part that holds these layers; their arrays are not copied where they can be shared.
+) -> StoredState:
+    """Return a section that has these layers; what happens to them later does not change it.
 
-    Rows that are mere room are left out. What the layers hold later does not change the part.
+    Rows that are merely allocated are left out.
 
     Args:
         groups: Lists of layers, by names without dots.
-        numbers: What else there is to say, by names that are none of a group's.
-        texts: Likewise, in words.
-        arrays: Likewise, in arrays.
+        numbers: What else to save: numbers by name, of names other than a group's.
+        texts: Texts by name, likewise.
+        arrays: Arrays by name, likewise.
 
     Raises:
-        PromptCacheError: Layers are empty, or of a class that has no form.
+        PromptCacheError: if layers are empty, or of a class that can't be saved.
     """
     state: dict[str, Any] = {**numbers, **(texts or {})}
     found = dict(arrays or {})
@@ -68,80 +77,80 @@ def pack(
         )
         for name, array in found.items()
     }
-    return StoredPart({"classes": classes, "state": state}, tensors)
+    return StoredState({"classes": classes, "state": state}, tensors)
 
 
 class Packed:
-    """A part that `pack` made, or so it says: asked for what it must hold, piece by piece.
-
-    Implements `segue.mlx.stored.layers.States`.
+    """A section that `pack` made, or that is said to be one; implements `Fields`.
 
     Args:
-        part: The part.
+        section: The section.
         name: What messages call it.
 
     Raises:
-        PromptCacheFormatError: It is no such part.
+        PromptCacheFormatError: if it can't be such a section.
     """
 
-    def __init__(self, part: StoredPart, name: str) -> None:
+    def __init__(self, section: StoredState, name: str) -> None:
         self.name = name
-        self._tensors = part.tensors
-        state, classes = part.values.get("state"), part.values.get("classes")
+        self._tensors = section.tensors
+        state, classes = section.values.get("state"), section.values.get("classes")
         if not isinstance(state, dict) or not isinstance(classes, dict):
             raise self.damaged("it does not say what it holds")
         self._state: dict[str, Any] = state
         self._classes: dict[str, Any] = classes
-        self._left = {*state, *part.tensors}
+        self._left = {*state, *section.tensors}
 
     def classes(self, group: str) -> list[str]:
-        """The classes of a group's layers, by name."""
+        """Return the names of the classes of a group's layers."""
         names = self._classes.get(group)
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise self.damaged(f"it does not name the layers of {group}")
         return names
 
-    def layers(self, group: str, own: Sequence[Any], offset: int) -> list[Any]:
-        """A group's layers, checked and in place of the model's own, their arrays evaluated.
+    def layers(self, group: str, reference: Sequence[Any], offset: int) -> list[Any]:
+        """Return a group's layers, checked, their arrays evaluated.
 
         Args:
             group: The group's name.
-            own: The model's own layers after one token, of the kinds that these must be.
+            reference: The reference layers, of the kinds that these must be.
             offset: How many tokens they must hold.
 
         Raises:
-            PromptCacheFormatError: They are not what was packed.
-            PromptCacheMismatchError: They are of another model, or of other settings.
+            PromptCacheFormatError: if they can't be what was packed.
+            PromptCacheMismatchError: if they are of another model, or of other settings.
         """
         classes = self.classes(group)
-        saved = [read_layer(self, kind, f"{group}.{at}") for at, kind in enumerate(classes)]
-        check_saved(saved, own, STAND_INS, self)
+        saved = [read_layer(self, kind, f"{group}.{index}") for index, kind in enumerate(classes)]
+        check_saved(saved, reference, STAND_INS, self)
         arrays = _Arrays(self._tensors)
         layers = [
-            BoundedKVCache.of(layer) if isinstance(mine, BoundedKVCache) else layer
-            for layer, mine in zip((each.build(arrays) for each in saved), own, strict=True)
+            BoundedKVCache.of(layer) if isinstance(expected, BoundedKVCache) else layer
+            for layer, expected in zip(
+                (each.build(arrays) for each in saved), reference, strict=True
+            )
         ]
-        if tokens_held(layers) not in (None, offset):
+        if count_tokens(layers) not in (None, offset):
             raise self.damaged(f"its layers don't hold the {offset} tokens that they should")
         mx.eval([layer.state for layer in layers])
         return layers
 
     def ids(self, name: str, below: int) -> list[int]:
-        """An array of token ids, each of them one of the first `below`."""
+        """Return a field that must be an array of token ids, each of them smaller than `below`."""
         info = self.array(name)
         if info.dtype != "U32" or len(info.shape) != 1:
-            raise self.damaged(f"its part {shown(name)} holds no token ids")
+            raise self.damaged(f"its field {shown(name)} does not hold token ids")
         ids = np.frombuffer(self._tensors[name].data, "<u4")
         if ids.size and int(ids.max()) >= below:
-            raise self.damaged(f"its part {shown(name)} has a token that there is not")
+            raise self.damaged(f"its field {shown(name)} has an id that the model does not have")
         return [int(token) for token in ids]
 
     def has(self, name: str) -> bool:
-        """See `States.has`."""
+        """See `Fields.has`."""
         return name in self._tensors or name in self._state
 
     def array(self, name: str) -> TensorInfo:
-        """See `States.array`."""
+        """See `Fields.array`."""
         tensor = self._tensors.get(name)
         if tensor is None or name in self._state:
             raise self._lacking(name)
@@ -158,43 +167,43 @@ class Packed:
         return TensorInfo(name, dtype, tuple(shape), 0, size)
 
     def optional_array(self, name: str) -> TensorInfo | None:
-        """See `States.optional_array`."""
+        """See `Fields.optional_array`."""
         if name in self._state and self._state[name] is None and name not in self._tensors:
             self._left.discard(name)
             return None
         return self.array(name)
 
-    def number(self, name: str, least: int = 0, most: int = MOST_TOKENS) -> int:
-        """See `States.number`."""
+    def number(self, name: str, least: int = 0, most: int = LARGEST_INT) -> int:
+        """See `Fields.number`."""
         value = self._value(name)
         # JSON's true is an int to Python.
         if type(value) is not int:
-            raise self.damaged(f"its part {shown(name)} is no whole number")
+            raise self.damaged(f"its field {shown(name)} is not a whole number")
         if not least <= value <= most:
-            raise self.damaged(f"its part {shown(name)} is {str(value)[:60]}, which can't be")
+            raise self.damaged(f"its field {shown(name)} is {str(value)[:60]}, which can't be")
         return value
 
     def text(self, name: str) -> str:
-        """See `States.text`."""
+        """See `Fields.text`."""
         value = self._value(name)
         if not isinstance(value, str) or len(value) > LONGEST_NAME:
-            raise self.damaged(f"its part {shown(name)} is no text")
+            raise self.damaged(f"its field {shown(name)} is not a text")
         return value
 
     def check_used_up(self) -> None:
-        """Refuse what belongs to no layer.
+        """Refuse a section with a field that nobody asked for.
 
         Raises:
-            PromptCacheFormatError: There is such.
+            PromptCacheFormatError: if there is one.
         """
         if self._left:
-            raise self.damaged(f"its part {shown(min(self._left))} belongs to nothing")
+            raise self.damaged(f"its field {shown(min(self._left))} belongs to nothing")
 
     def damaged(self, how: str) -> PromptCacheFormatError:
-        """See `States.damaged`."""
+        """See `Fields.damaged`."""
         return PromptCacheFormatError(
             f"What was saved of {self.name} is damaged: {how}.",
-            remedy="Go on without it: the model reads the conversation again.",
+            remedy="Continue without it: the model reads the conversation again.",
         )
 
     def _value(self, name: str) -> Any:
@@ -204,11 +213,11 @@ class Packed:
         return self._state[name]
 
     def _lacking(self, name: str) -> PromptCacheFormatError:
-        return self.damaged(f"its layers lack the part {shown(name)}")
+        return self.damaged(f"its layers lack the field {shown(name)}")
 
 
 class _Arrays(dict[str, mx.array]):
-    """Tensors that were checked, made arrays as they are asked for."""
+    """Tensors that were checked, made into arrays as they are asked for."""
 
     def __init__(self, tensors: Mapping[str, StoredTensor]) -> None:
         super().__init__()
@@ -225,7 +234,7 @@ class _Arrays(dict[str, mx.array]):
 
 
 def _bytes_of(array: mx.array) -> mx.array:
-    """An array's bytes, in a shape of as many dimensions: of one, they might be too many to count.
+    """Return an array's bytes, in as many dimensions: in one, they might be too many to count.
 
     It is an array of its own, for MLX's assignments change the very object that they name.
     """
