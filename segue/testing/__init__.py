@@ -1,6 +1,19 @@
 """Stand-ins for models, for the tests of programs that use Segue; no MLX, no downloads."""
 
-from .fake import FakeContext, FakeEngine, ScriptedModel
-from .tokenizer import ToyTokenizer
+from .bare import BareContext, BareEngine
+from .fake import FakeContext, FakeEngine
+from .script import ScriptedModel
+from .tokenizer import ToyDetokenizer, ToyTokenizer
 
-__all__ = ["FakeContext", "FakeEngine", "ScriptedModel", "ToyTokenizer"]
+__all__ = [
+    "BareContext",
+    "BareEngine",
+    "FakeContext",
+    "FakeEngine",
+    "ScriptedModel",
+    "ToyDetokenizer",
+    "ToyTokenizer",
+]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__

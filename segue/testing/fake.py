@@ -1,230 +1,107 @@
-"""A fake model that fills its cache as a real one does, and fails when told."""
+"""A fake engine that has every capability, and fills its cache as a real one does."""
 
 from __future__ import annotations
 
 import json
 from array import array
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-from ..config import GenerationConfig, SpeculativeDecodingConfig
+from ..checkpoints import thin_checkpoints
+from ..config import CacheConfig
 from ..engine import (
     Acceptance,
-    Marks,
-    PrefillProgress,
+    CheckpointReport,
+    Engine,
+    Request,
     Step,
     StoredCache,
-    StoredPart,
+    StoredState,
     StoredTensor,
     Tokenizer,
 )
-from ..errors import GenerationError, PromptCacheError, PromptCacheFormatError
+from ..errors import PromptCacheError, PromptCacheFormatError
 from ..files.atomic import replacing
 from ..interrupt import deliver_interrupt
-from .tokenizer import ToyTokenizer
-
-NextToken = Callable[[Sequence[int]], int]
-"""``ids in the cache -> the likeliest next id``."""
-
-
-class ScriptedModel:
-    """A model of several layers whose every forward pass can be scripted.
-
-    Args:
-        script: What it says: text (or ids) for each reply in turn, an end-of-reply token after
-            each; or a rule from the ids in the cache to the next id. A script that is used up
-            ends every reply at once.
-        tokenizer: Encodes the script's text.
-        layers: How many layers its cache has.
-        fail_at: Fail in these forward passes (the first is 1) ...
-        failure: ... with this exception; by default a `GenerationError`.
-
-    Attributes:
-        calls: Forward passes so far.
-        fed: The ids that each of them was fed.
-    """
-
-    def __init__(
-        self,
-        script: Iterable[str | Sequence[int]] | NextToken = (),
-        *,
-        tokenizer: Tokenizer | None = None,
-        layers: int = 3,
-        fail_at: Iterable[int] = (),
-        failure: BaseException | None = None,
-    ) -> None:
-        self.tokenizer = tokenizer or ToyTokenizer()
-        self.layers = layers
-        self.fail_at = set(fail_at)
-        self.failure = failure
-        self.calls = 0
-        self.fed: list[tuple[int, ...]] = []
-        self._rule = script if callable(script) else None
-        self._replies = [] if callable(script) else [self._ids(reply) for reply in script]
-
-    def begin_reply(self) -> NextToken:
-        """The rule for the next reply: the caller's own, or the next part of the script."""
-        if self._rule is not None:
-            return self._rule
-        ids = iter(self._replies.pop(0) if self._replies else ())
-        end = min(self.tokenizer.eos_token_ids)
-        return lambda _: next(ids, end)
-
-    def forward(self, cache: list[list[int]], ids: Sequence[int]) -> None:
-        """Feed ids to every layer of a cache; one told to fail stops half way, as real ones do."""
-        self.calls += 1
-        self.fed.append(tuple(ids))
-        failing = self.calls in self.fail_at
-        for layer in cache[: self.layers // 2] if failing else cache:
-            layer.extend(ids)
-        if failing:
-            raise self.failure or GenerationError(
-                f"The fake model failed in forward pass {self.calls}, as it was told to.",
-                remedy="Try again: it fails in that pass alone.",
-            )
-
-    def _ids(self, reply: str | Sequence[int]) -> list[int]:
-        return list(self.tokenizer.encode(reply) if isinstance(reply, str) else reply)
+from .script import NextToken, ScriptedModel
 
 
 class FakeContext:
     """The cache of a `ScriptedModel`: each layer holds the very ids it was fed.
 
-    Implements `segue.engine.Context`.
+    Implements `segue.engine.Context`, and every capability of one.
 
     Args:
         model: The model.
-        trimmable: Whether it can drop its newest tokens; else any rewind goes back to the start.
-        start: The ids that it holds from the start.
-        opaque: Whether those are a prefix that always stays.
-
-    Attributes:
-        cache: The layers.
-        prefix: How many leading ids always stay.
-        acceptance: All zero: a draft changes nothing that is said, and is not imitated.
-        wants_marks: Whether it can come back to marks alone.
+        config: The kind of cache; it bounds the checkpoints, and changes nothing else.
+        trimmable: Whether the cache can drop its newest tokens; else it rewinds to checkpoints.
     """
 
+    logits_type = list
+    """Logits processors are not called: a script has no logits."""
+
     def __init__(
-        self,
-        model: ScriptedModel,
-        *,
-        trimmable: bool = True,
-        start: Sequence[int] = (),
-        opaque: bool = False,
+        self, model: ScriptedModel, config: CacheConfig, *, trimmable: bool = True
     ) -> None:
         self._model = model
-        self.wants_marks = not trimmable
-        self._marks: list[int] = []
-        self._prefix = list(start) if opaque else []
-        self.prefix = len(self._prefix)
+        self._config = config
+        self._prefix: list[int] = []
+        self._offsets: list[int] = []
+        self.cache: list[list[int]] = [[] for _ in range(model.layers)]
+        """The layers."""
+        self.wants_checkpoints = not trimmable
+        """See `segue.engine.Checkpoints`."""
         self.acceptance = Acceptance()
-        self.cache: list[list[int]] = [list(start) for _ in range(model.layers)]
+        """All zero: a draft changes nothing that is said, and is not imitated."""
+        self.reused: int | None = None
+        """See `segue.engine.Context.reused`."""
 
     @property
     def offset(self) -> int:
         """How many tokens the cache holds.
 
         Raises:
-            AssertionError: Its layers are out of step, which must never be seen.
+            AssertionError: if its layers are out of step, which must never be seen.
         """
         first, *others = self.cache
         assert all(layer == first for layer in others), "the layers are out of step"
         return len(first)
 
     @property
+    def prefix(self) -> int:
+        """How many leading ids always stay."""
+        return len(self._prefix)
+
+    @property
     def peak_memory(self) -> int:
         """A stand-in: one byte for each id that the layers hold."""
         return sum(len(layer) for layer in self.cache)
 
-    def rewind(self, offset: int) -> int:
-        """See `segue.engine.Context.rewind`."""
-        offset = max(offset, self.prefix)
-        if offset < self.offset:
-            if self.wants_marks:
-                reachable = (mark for mark in self._marks if mark <= offset)
-                offset = max(reachable, default=self.prefix)
-            for layer in self.cache:
-                del layer[offset:]
-            self._marks = [mark for mark in self._marks if mark <= offset]
-        return self.offset
-
     @property
-    def marks(self) -> Marks:
-        """See `segue.engine.Context.marks`; each counts a byte."""
-        return Marks(tuple(self._marks), len(self._marks))
+    def checkpoints(self) -> CheckpointReport:
+        """See `segue.engine.Checkpoints.checkpoints`; each counts a byte."""
+        return CheckpointReport(tuple(self._offsets), len(self._offsets))
 
-    def _keep_mark(self, config: GenerationConfig) -> None:
-        if self.wants_marks and self.offset not in (self.prefix, *self._marks):
-            self._marks.append(self.offset)
-            while len(self._marks) > config.max_marks:
-                del self._marks[1 if len(self._marks) > 2 else 0]
+    def run(self, request: Request) -> Generator[Step, None, None]:
+        """See `segue.engine.Context.run`."""
+        return self._run(request)
 
-    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
-        """See `segue.engine.Context.save`; a fake cache is a line of JSON."""
-        try:
-            with replacing(path) as temporary:
-                temporary.write_text(json.dumps({"ids": self.cache[0], "metadata": dict(metadata)}))
-        except (OSError, ValueError) as error:
-            raise PromptCacheError(
-                f"{path} can't be written: {error}.", remedy="Check its folder."
-            ) from error
-
-    def fork(self) -> FakeContext:
-        """See `segue.engine.Context.fork`."""
-        twin = FakeContext(
-            self._model, trimmable=not self.wants_marks, start=self._prefix, opaque=True
-        )
-        twin.cache = [list(layer) for layer in self.cache]
-        twin._marks = list(self._marks)
-        return twin
-
-    def parts(self) -> Mapping[str, StoredPart]:
-        """See `segue.engine.Context.parts`."""
-        parts = {"cache": _stored(self.cache[0])} if self.offset else {}
-        if self._marks:
-            parts["marks"] = StoredPart({"offsets": list(self._marks)}, {})
-        if self._prefix:
-            parts["prefix"] = _stored(self._prefix)
-        return parts
-
-    def restore(self, parts: Mapping[str, StoredPart]) -> Mapping[str, str]:
-        """See `segue.engine.Context.restore`."""
-        ids = _restored(parts["cache"])
-        self.cache = [list(ids) for _ in self.cache]
-        if "marks" not in parts:
-            return {}
-        marks = parts["marks"].values.get("offsets")
-        if not isinstance(marks, list) or not all(
-            type(mark) is int and 0 <= mark <= self.offset for mark in marks
-        ):
-            return {"marks": "they stand nowhere in the cache"}
-        self._marks = sorted(marks)
-        return {}
-
-    def generate(
-        self,
-        ids: Sequence[int],
-        config: GenerationConfig,
-        progress: PrefillProgress | None = None,
-        *,
-        marks: Sequence[int] = (),
-        pinned: int = 0,
-    ) -> Generator[Step, None, None]:
-        """See `segue.engine.Context.generate`."""
-        ids = (*self._prefix, *ids)
+    def _run(self, request: Request) -> Generator[Step, None, None]:
+        config, ids = request.config, (*self._prefix, *request.ids)
+        self.reused = self.offset
         total = len(ids) - self.offset
         assert total > 0, "the model must be fed at least one token"
         assert tuple(self.cache[0]) == ids[: self.offset], "the ledger is wrong"
         # Reading alone uses up nothing of a script.
         say = self._model.begin_reply() if config.max_tokens else None
-        stops = {mark + self.prefix for mark in marks}
+        stops = {length + self.prefix for length in request.checkpoints}
         fed = 0
         while True:
             if self.offset in stops:
-                self._keep_mark(config)
-            if progress is not None:
-                progress(fed, total)
+                self._add_checkpoint()
+            if request.progress is not None:
+                request.progress(fed, total)
             deliver_interrupt()
             if fed == total:
                 break
@@ -244,25 +121,101 @@ class FakeContext:
             self._model.forward(self.cache, ids)
         except BaseException:
             self.cache = [list(self._prefix) for _ in self.cache]
-            self._marks.clear()
+            self._offsets.clear()
             raise
 
+    def _add_checkpoint(self) -> None:
+        if self.wants_checkpoints and self.offset not in (self.prefix, *self._offsets):
+            self._offsets.append(self.offset)
+            most = self._config.max_checkpoints
+            thin_checkpoints(self._offsets, lambda offsets: len(offsets) <= most)
 
-def _stored(ids: Sequence[int]) -> StoredPart:
-    return StoredPart({}, {"ids": StoredTensor("U32", (len(ids),), array("I", ids).tobytes())})
+    def rewind(self, offset: int) -> int:
+        """See `segue.engine.Context.rewind`."""
+        offset = max(offset, self.prefix)
+        if offset < self.offset:
+            if self.wants_checkpoints:
+                reachable = (length for length in self._offsets if length <= offset)
+                offset = max(reachable, default=self.prefix)
+            for layer in self.cache:
+                del layer[offset:]
+            self._offsets = [length for length in self._offsets if length <= offset]
+        return self.offset
+
+    def close(self) -> None:
+        """See `segue.engine.Context.close`; a fake has nothing to free."""
+
+    def fork(self) -> FakeContext:
+        """See `segue.engine.Forks.fork`."""
+        twin = FakeContext(self._model, self._config, trimmable=not self.wants_checkpoints)
+        twin._prefix, twin._offsets = self._prefix, list(self._offsets)
+        twin.cache = [list(layer) for layer in self.cache]
+        return twin
+
+    def draft_with(self, draft: Engine | Literal["prompt-lookup"]) -> None:
+        """See `segue.engine.Drafts.draft_with`; nothing is drafted."""
+
+    def start_from(self, stored: StoredCache, *, opaque: bool) -> None:
+        """See `segue.engine.Stores.start_from`."""
+        self.cache = [list(stored.layers) for _ in self.cache]
+        self._prefix = list(stored.layers) if opaque else []
+
+    def save(self, path: Path, metadata: Mapping[str, str]) -> None:
+        """See `segue.engine.Stores.save`; a fake cache is a line of JSON."""
+        try:
+            with replacing(path) as temporary:
+                temporary.write_text(json.dumps({"ids": self.cache[0], "metadata": dict(metadata)}))
+        except (OSError, ValueError) as error:
+            raise PromptCacheError(
+                f"{path} can't be written: {error}.", remedy="Check its folder."
+            ) from error
+
+    def stored(self) -> Mapping[str, StoredState]:
+        """See `segue.engine.Stores.stored`."""
+        stored = {"cache": _stored(self.cache[0])} if self.offset else {}
+        if self._offsets:
+            stored["checkpoints"] = StoredState({"offsets": list(self._offsets)}, {})
+        if self._prefix:
+            stored["prefix"] = _stored(self._prefix)
+        return stored
+
+    def restore(self, stored: Mapping[str, StoredState]) -> Mapping[str, str]:
+        """See `segue.engine.Stores.restore`."""
+        ids = _restored(stored["cache"])
+        self.cache = [list(ids) for _ in self.cache]
+        if "checkpoints" not in stored:
+            return {}
+        offsets = stored["checkpoints"].values.get("offsets")
+        if not isinstance(offsets, list) or not all(
+            type(offset) is int and 0 <= offset <= self.offset for offset in offsets
+        ):
+            return {"checkpoints": "they are not in the cache"}
+        self._offsets = sorted(offsets)
+        return {}
 
 
-def _restored(part: StoredPart) -> list[int]:
-    tensor = part.tensors.get("ids")
+def _stored(ids: Sequence[int]) -> StoredState:
+    return StoredState({}, {"ids": StoredTensor("U32", (len(ids),), array("I", ids).tobytes())})
+
+
+def _restored(stored: StoredState) -> list[int]:
+    tensor = stored.tensors.get("ids")
     if tensor is None or tensor.dtype != "U32" or len(tensor.shape) != 1:
         raise PromptCacheFormatError(
-            "This is no cache of the fake engine.", remedy="Save the session anew."
+            "This is not a cache of the fake engine.", remedy="Save the session anew."
         )
     return array("I", bytes(tensor.data)).tolist()
 
 
 class FakeEngine:
     """An engine whose model follows a script; implements `segue.engine.Engine`.
+
+    Its contexts have every capability, so that a program under test can save, fork and draft.
+
+    >>> import segue
+    >>> session = segue.ChatSession(FakeEngine(["Hello!", "Fine."]))
+    >>> session.respond("Hi"), session.respond("How are you?")
+    ('Hello!', 'Fine.')
 
     Args:
         script: See `ScriptedModel`.
@@ -271,12 +224,6 @@ class FakeEngine:
         fail_at: See `ScriptedModel`.
         failure: See `ScriptedModel`.
         context_length: The most tokens that a prompt and its reply may have.
-
-    Attributes:
-        model: The model.
-        source: What saved sessions call the model.
-        fingerprint: The same for all fakes, unless it is set.
-        contexts: Every context made so far, newest last.
     """
 
     def __init__(
@@ -289,33 +236,27 @@ class FakeEngine:
         failure: BaseException | None = None,
         context_length: int | None = None,
     ) -> None:
-        self.context_length = context_length
         self.model = ScriptedModel(script, tokenizer=tokenizer, fail_at=fail_at, failure=failure)
+        """The model."""
         self.tokenizer = self.model.tokenizer
+        """Its tokenizer."""
+        self.context_length = context_length
+        """See `segue.engine.Engine.context_length`."""
         self.trimmable = trimmable
-        self.source = self.fingerprint = "fake"
+        """True if contexts can drop their newest tokens."""
+        self.name = self.source = self.fingerprint = "fake"
+        """The same for all fakes, unless they are set."""
         self.contexts: list[FakeContext] = []
+        """Every context made so far, newest last."""
 
-    def context(
-        self,
-        config: GenerationConfig,
-        *,
-        speculative: SpeculativeDecodingConfig | None = None,
-        cache: StoredCache | None = None,
-        opaque: bool = False,
-    ) -> FakeContext:
-        """See `segue.engine.Engine.context`; a draft changes nothing that is said."""
-        context = FakeContext(
-            self.model,
-            trimmable=self.trimmable,
-            start=() if cache is None else cache.layers,
-            opaque=opaque,
-        )
+    def context(self, cache: CacheConfig) -> FakeContext:
+        """See `segue.engine.Engine.context`."""
+        context = FakeContext(self.model, cache, trimmable=self.trimmable)
         self.contexts.append(context)
         return context
 
     def load_cache(self, path: Path) -> StoredCache:
-        """See `segue.engine.Engine.load_cache`."""
+        """See `segue.engine.StoresPrompts.load_cache`."""
         try:
             entry = json.loads(path.read_text())
             ids, metadata = tuple(entry["ids"]), entry["metadata"]
@@ -325,11 +266,11 @@ class FakeEngine:
             ) from error
         except (ValueError, LookupError, TypeError) as error:
             raise PromptCacheFormatError(
-                f"{path} is no cache of the fake engine.", remedy="Save one with save_cache."
+                f"{path} is not a cache of the fake engine.", remedy="Save one with save_cache."
             ) from error
         return StoredCache(ids, len(ids), metadata)
 
-    def read_prefix(self, part: StoredPart, config: GenerationConfig) -> StoredCache:
-        """See `segue.engine.Engine.read_prefix`."""
-        ids = tuple(_restored(part))
+    def read_prefix(self, stored: StoredState, cache: CacheConfig) -> StoredCache:
+        """See `segue.engine.StoresPrompts.read_prefix`."""
+        ids = tuple(_restored(stored))
         return StoredCache(ids, len(ids), {})

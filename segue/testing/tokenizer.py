@@ -28,7 +28,7 @@ class ToyTokenizer:
         roles: The roles that the template takes; others make it fail.
 
     Attributes:
-        reasoning_tags: None: this model does not mark its reasoning.
+        reasoning_tags: None: this model writes no reasoning.
     """
 
     reasoning_tags: tuple[str, str] | None = None
