@@ -1,4 +1,4 @@
-"""Reading a long text once, into a prompt cache file."""
+"""``segue cache-prompt``: read a long text once, and write a prompt cache file."""
 
 from __future__ import annotations
 
@@ -11,21 +11,31 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..config import GenerationConfig
+from ..config import CacheConfig, GenerationConfig
 from ..engine import Engine
 from ..messages import Message
 from ..session import ChatSession
 
 
-def run(model: str, source: str, output: Path, generation: GenerationConfig) -> None:
-    """Read a text as a system message, and save the cache that this makes."""
+def run(
+    model: str, source: str, output: Path, generation: GenerationConfig, cache: CacheConfig
+) -> None:
+    """Read a text as the system message, and save the KV cache that this makes.
+
+    Args:
+        model: The model's name.
+        source: The text's file, or ``-`` for standard input.
+        output: The file to write.
+        generation: How the text is read.
+        cache: The settings of the KV cache.
+    """
     text = _read(source)
     _check_output(output)
     from ..loading import load
 
     engine = load(model)
     _check_template(engine, model, text)
-    session = ChatSession(engine, instructions=text, generation=generation)
+    session = ChatSession(engine, instructions=text, generation=generation, cache=cache)
     started = perf_counter()
     columns = (TextColumn("reading"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
@@ -46,41 +56,45 @@ def run(model: str, source: str, output: Path, generation: GenerationConfig) -> 
 
 def _read(source: str) -> str:
     if source == "-" and sys.stdin is None:
-        raise click.ClickException("Standard input is closed, so there is no text to read.")
+        raise click.ClickException(
+            "Standard input is closed, so there is no text to read. Pass a text file."
+        )
     try:
         data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
     except OSError as error:
         raise click.ClickException(
-            f"{source} can't be read: {error.strerror}. Name a text file, or - for standard input."
+            f"{source} can't be read: {error.strerror}. Pass a text file, or - for standard input."
         ) from error
     try:
         text = data.decode().strip()
     except UnicodeDecodeError as error:
         raise click.ClickException(
-            f"{source} is not UTF-8 text (byte {error.start}). Convert it first."
+            f"{source} must be UTF-8 text, but byte {error.start} is not. Convert the text first."
         ) from error
     if not text:
         raise click.ClickException(
-            f"{source} holds no text, so there is nothing to read. Name another file."
+            f"{source} has no text, so there is nothing to read. Pass another file."
         )
     return text
 
 
 def _check_template(engine: Engine, model: str, text: str) -> None:
+    """Refuse a model whose prompts would not have the text."""
     messages = [Message.system(text).to_template(), Message.user("a").to_template()]
     rendered = engine.tokenizer.render(messages, add_generation_prompt=True, template_kwargs={})
     if text not in rendered:
         raise click.ClickException(
             f"The chat template of {model} leaves system messages out, so the text would not be "
-            "read. Say it in the chat, or use another model."
+            "read. Put the text into your first message, or use another model."
         )
 
 
 def _check_output(output: Path) -> None:
-    """Refuse what can't be written before minutes go into reading."""
-    # A link is written through.
+    """Refuse a path that can't be written before minutes go into reading."""
+    # The file that a link leads to is the one that is written.
     folder = output.resolve().parent
     if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise click.ClickException(
-            f"{output} can't be written. Name a file in a folder that is there and yours."
+            f"{output} can't be written. Choose a file in a folder that exists and that you may "
+            "write to."
         )

@@ -1,4 +1,4 @@
-"""Entry point: ``segue chat``, ``segue sessions``, ``segue cache-prompt``, ``segue doctor``."""
+"""The ``segue`` command: chat, sessions, cache-prompt and doctor."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from typing import TextIO
 import click
 
 from .. import __version__
-from ..config import GenerationConfig
+from ..config import CacheConfig, GenerationConfig
 from ..errors import SegueError
-from .options import CACHE_SETTINGS, generation_options, given_settings, is_default
+from .groups import GroupedCommand, GroupedOption
+from .options import CACHE_FORM, DRAFTS, given_settings, is_default, settings_options
 from .sessions.commands import complete_name, sessions
 
-# MLX and transformers take seconds to import: the modules that need them are imported inside the
-# commands, so that --help and a wrong option answer at once.
+# MLX and transformers take seconds to import. So the modules that need them are imported inside the
+# commands, and --help or a wrong option answers at once.
 
 FAILURE = 2
 INTERRUPTED = 130
+
+MODEL, SESSION = "Model", "Session"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -31,7 +34,10 @@ def cli() -> None:
 
 
 model_option = click.option(
+    "-m",
     "--model",
+    cls=GroupedOption,
+    group=MODEL,
     default="smollm2",
     show_default=True,
     metavar="NAME",
@@ -40,89 +46,104 @@ model_option = click.option(
 file = click.Path(path_type=Path)
 
 
-@cli.command()
+@cli.command(cls=GroupedCommand)
 @model_option
-@click.option("--system", default=None, metavar="TEXT", help="The system message.")
+@click.option(
+    "-s",
+    "--system",
+    cls=GroupedOption,
+    group=SESSION,
+    default=None,
+    metavar="TEXT",
+    help="The system message: who the model is, and how it should answer.",
+)
 @click.option(
     "--session",
+    cls=GroupedOption,
+    group=SESSION,
     default=None,
     metavar="NAME",
     shell_complete=complete_name,
-    help="Go on with this saved session, or begin it; saved after every turn. A name, or a path "
-    "(with a slash, or ending in .segue).",
+    help="Resume this saved session, or start it. Saved after every turn. NAME is a path if it has "
+    "a slash or ends in .segue.",
 )
 @click.option(
     "--cache",
+    "prompt_cache",
+    cls=GroupedOption,
+    group=SESSION,
     type=file,
     default=None,
     metavar="FILE",
-    help="Talk on top of this prompt cache, from cache-prompt or /save-cache.",
+    help="Start from this prompt cache, made by cache-prompt or /save-cache.",
 )
+@settings_options(generation=GenerationConfig, cache=CacheConfig)
 @click.option(
     "--draft",
+    cls=GroupedOption,
+    group=DRAFTS,
     default=None,
     metavar="NAME",
-    help="Decode faster: prompt-lookup, or a smaller model of the same vocabulary.",
+    help="Decode faster: prompt-lookup, or a smaller model with the same vocabulary.",
 )
-@click.option(
-    "--num-draft-tokens",
-    type=int,
-    default=5,
-    show_default=True,
-    help="Tokens drafted at a time, at most.",
-)
-@generation_options()
 @click.pass_context
 def chat(
     context: click.Context,
     model: str,
     system: str | None,
     session: str | None,
-    cache: Path | None,
+    prompt_cache: Path | None,
     draft: str | None,
-    num_draft_tokens: int,
     generation: GenerationConfig,
+    cache: CacheConfig,
 ) -> None:
-    """Hold a conversation in the terminal.
+    """Talk with a model in the terminal.
 
-    Where standard input or output is not a terminal, answer each line of input plainly; there are
-    no slash commands then.
+    If standard input or output is not a terminal, each line of input is answered in plain text,
+    without slash commands.
 
-    A saved session goes on with its own model and settings, but for those given here.
+    A saved session keeps its own model and settings, except those given here. If the model or the
+    kind of KV cache changes, the saved cache is dropped and the conversation is read again.
     """
-    if session is not None and cache is not None:
+    if session is not None and prompt_cache is not None:
         raise click.UsageError(
-            "--session and --cache can't go together: a saved session has a cache of its own."
+            "--session and --cache can't be used together, because a saved session has its own KV "
+            "cache. Leave one of them out."
         )
-    from .chat.chat import run
+    from .chat.run import run
     from .chat.start import Start
 
-    given = given_settings(context)
-    start = Start(system, cache, draft, num_draft_tokens, session, given)
+    start = Start(system, prompt_cache, draft, session, given_settings(context))
     chosen = None if session is not None and is_default(context, "model") else model
-    run(chosen, start, generation)
+    run(chosen, start, generation, cache)
 
 
-@cli.command(name="cache-prompt")
+@cli.command(name="cache-prompt", cls=GroupedCommand)
 @model_option
 @click.argument("source", metavar="FILE|-")
 @click.option(
     "-o",
     "--output",
+    cls=GroupedOption,
+    group="Output",
     type=file,
     required=True,
     metavar="OUT",
-    help="The prompt cache to write, .safetensors by custom.",
+    help="The prompt cache to write. mlx-lm opens it if its name ends in .safetensors.",
 )
-@generation_options(*CACHE_SETTINGS)
-def cache_prompt(model: str, source: str, output: Path, generation: GenerationConfig) -> None:
-    """Read a long text once and keep its KV cache.
+@settings_options(
+    ["prefill_step_size", *CACHE_FORM], generation=GenerationConfig, cache=CacheConfig
+)
+def cache_prompt(
+    model: str, source: str, output: Path, generation: GenerationConfig, cache: CacheConfig
+) -> None:
+    """Read a long text once and save its KV cache.
 
-    The text becomes the system message; segue chat --cache OUT talks on top of it.
+    The text becomes the system message. `segue chat --cache OUT` starts from it.
     """
     from .cache_prompt import run
 
-    run(model, source, output, generation)
+    run(model, source, output, generation, cache)
 
 
 cli.add_command(sessions)
@@ -130,17 +151,17 @@ cli.add_command(sessions)
 
 @cli.command()
 def doctor() -> None:
-    """Show what runs models here, and what could speed them up."""
+    """Show what models run on here, and what would be faster."""
     from .doctor import report
 
     click.echo(report())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line and exit: 0, or 2 with one line that says what is wrong."""
+    """Run the command line and exit: with 0, or with 2 after one line that names the error."""
     warnings.showwarning = _show_warning
     for stream in (sys.stdin, sys.stdout, sys.stderr):
-        # Bytes that are no text, and characters that the terminal can't show, must not end us.
+        # Neither bytes that aren't text, nor characters that the terminal can't show, are fatal.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
     try:
@@ -154,9 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _complain(str(error))
     except (click.Abort, KeyboardInterrupt):
         sys.exit(INTERRUPTED)
-    # The last resort: a bug of ours, or of what we call, is told in a line too.
+    # The last resort: a bug of ours, or of a library, is one line as well.
     except Exception as error:
-        _complain(f"this should not have happened ({type(error).__name__}): {error}")
+        _complain(f"unexpected error ({type(error).__name__}): {error}")
     else:
         sys.exit(code if isinstance(code, int) else 0)
 
@@ -174,7 +195,7 @@ def _show_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    """One line for a warning, without the place in the code that means nothing to a user."""
+    """Print a warning as one line, without the line of code that means nothing to a user."""
     click.echo(f"segue: {message}", err=True)
 
 

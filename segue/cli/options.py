@@ -1,56 +1,97 @@
-"""GenerationConfig's fields as command-line options."""
+"""Fields of settings classes as command-line options."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from ..config import GenerationConfig
+from .groups import GroupedOption
 
 # Fields without an option: code can't be passed on a command line, and a chat does not show
 # log probabilities.
 LEFT_OUT = ("logits_processors", "logprobs")
 
-HELP = {
-    "max_tokens": "The most tokens a reply may have.",
-    "temperature": "0 takes the likeliest token; higher samples more freely.",
-    "top_p": "Sample from the likeliest tokens that hold this probability together.",
-    "min_p": "Drop tokens below this share of the likeliest one's probability.",
-    "min_tokens_to_keep": "Tokens that --min-p always leaves.",
-    "top_k": "Sample from this many of the likeliest tokens; 0 for all.",
-    "xtc_probability": "How often the likeliest candidates are excluded.",
-    "xtc_threshold": "The probability above which they are.",
-    "repetition_penalty": "Divide the logits of recent tokens by this.",
-    "repetition_context_size": "How many tokens count as recent for it.",
-    "presence_penalty": "Subtract this from the logits of recent tokens.",
-    "presence_context_size": "How many tokens count as recent for it.",
-    "frequency_penalty": "Subtract this for each recent appearance of a token.",
-    "frequency_context_size": "How many tokens count as recent for it.",
-    "logit_bias": "Add VALUE to a token's logit; may be repeated.",
-    "stop": "End the reply before this string; may be repeated.",
-    "seed": "Make sampling repeatable.",
-    "prefill_step_size": "Prompt tokens fed at a time; Ctrl-C waits for at most so many.",
-    "kv_bits": "Quantize the KV cache to so many bits.",
-    "kv_group_size": "Values that share a scale in a quantized KV cache.",
-    "quantized_kv_start": "Tokens in the KV cache before it is quantized.",
-    "max_kv_size": "Keep at most so many tokens in the KV cache.",
-    "max_marks": "Places that a cache which can't be trimmed can come back to.",
-    "max_mark_bytes": "The most memory that those may take.",
+REPLIES, SAMPLING, PENALTIES = "Replies", "Sampling", "Penalties"
+KV_CACHE, DRAFTS = "KV cache", "Drafts"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A field's entry in the help."""
+
+    group: str
+    help: str
+    short: str = ""
+    """The option's short form, if it has one."""
+
+
+# In the order of the help.
+OPTIONS = {
+    "max_tokens": Setting(REPLIES, "The most tokens that a reply may have."),
+    "stop": Setting(REPLIES, "End the reply before TEXT; may be repeated."),
+    "temperature": Setting(
+        SAMPLING, "0 always takes the likeliest token; higher values vary more.", "-t"
+    ),
+    "top_p": Setting(
+        SAMPLING, "Sample from the likeliest tokens whose probabilities add up to NUMBER."
+    ),
+    "min_p": Setting(SAMPLING, "Drop tokens less likely than NUMBER times the likeliest one."),
+    "min_tokens_to_keep": Setting(SAMPLING, "The number of tokens that --min-p never drops."),
+    "top_k": Setting(SAMPLING, "Sample from the N likeliest tokens; 0 for all."),
+    "xtc_probability": Setting(
+        SAMPLING, "How often to exclude the likeliest tokens (XTC), from 0 to 1."
+    ),
+    "xtc_threshold": Setting(
+        SAMPLING, "XTC excludes the tokens above this probability, except the least likely one."
+    ),
+    "seed": Setting(SAMPLING, "Make sampling repeatable: the same prompt gets the same reply."),
+    "repetition_penalty": Setting(PENALTIES, "Divide the logits of recent tokens by NUMBER."),
+    "repetition_context_size": Setting(
+        PENALTIES, "The last N tokens count as recent for the repetition penalty."
+    ),
+    "presence_penalty": Setting(PENALTIES, "Subtract NUMBER from the logits of recent tokens."),
+    "presence_context_size": Setting(
+        PENALTIES, "The last N tokens count as recent for the presence penalty."
+    ),
+    "frequency_penalty": Setting(
+        PENALTIES, "Subtract NUMBER from a logit for each recent appearance of the token."
+    ),
+    "frequency_context_size": Setting(
+        PENALTIES, "The last N tokens count as recent for the frequency penalty."
+    ),
+    "logit_bias": Setting(PENALTIES, "Add VALUE to the logit of a token id; may be repeated."),
+    "prefill_step_size": Setting(
+        KV_CACHE, "Read N prompt tokens at a time; Ctrl-C waits for one such step."
+    ),
+    "kv_bits": Setting(KV_CACHE, "Quantize the KV cache to N bits: 2, 3, 4, 5, 6 or 8."),
+    "kv_group_size": Setting(
+        KV_CACHE, "How many values share a scale in a quantized KV cache: 32, 64 or 128."
+    ),
+    "quantized_kv_start": Setting(KV_CACHE, "Quantize the KV cache from N tokens on."),
+    "max_kv_size": Setting(
+        KV_CACHE, "Limit the KV cache to N tokens: the system message and the latest ones."
+    ),
+    "max_checkpoints": Setting(
+        KV_CACHE, "The most checkpoints to rewind to, in a KV cache that can't be trimmed."
+    ),
+    "max_checkpoint_bytes": Setting(
+        KV_CACHE, "The most memory that checkpoints may take, in bytes."
+    ),
+    "num_draft_tokens": Setting(
+        DRAFTS, "The most tokens that --draft proposes at a time; 0 for no drafts."
+    ),
 }
 
-# What shapes the KV cache, and how it is filled.
-CACHE_SETTINGS = (
-    "prefill_step_size",
-    "kv_bits",
-    "kv_group_size",
-    "quantized_kv_start",
-    "max_kv_size",
-)
+# Fields that decide what a KV cache holds. A cache made with one value serves no other.
+CACHE_FORM = ("kv_bits", "kv_group_size", "quantized_kv_start", "max_kv_size")
+
+METAVARS = {"logit_bias": "TOKEN=VALUE", "stop": "TEXT"}
 
 # A person waits for Ctrl-C to act, and a CPU reads some hundred tokens a second.
 CHAT_DEFAULTS = {"max_tokens": 1024, "prefill_step_size": 512}
@@ -59,57 +100,78 @@ CHAT_DEFAULTS = {"max_tokens": 1024, "prefill_step_size": 512}
 Command = Callable[..., Any]
 
 
-def generation_options(*names: str) -> Callable[[Command], Command]:
-    """Give a command one option for each field, and call it with the ``generation`` they make.
+def settings_options(
+    only: Collection[str] = tuple(OPTIONS), **classes: type
+) -> Callable[[Command], Command]:
+    """Give a command an option for each field of its settings.
 
     Args:
-        names: The fields; all that have an option if none is named.
+        only: The fields that get an option.
+        classes: Dataclasses, by the name under which the command takes an instance. They share no
+            field's name.
     """
-    wanted = names or tuple(HELP)
+    fields = {
+        field.name: (parameter, field)
+        for parameter, settings in classes.items()
+        for field in dataclasses.fields(settings)
+    }
+    names = [name for name in OPTIONS if name in only]
 
     def decorate(command: Command) -> Command:
         @functools.wraps(command)
-        def with_generation(**values: Any) -> Any:
-            given = {name: values.pop(name) for name in wanted}
-            if "logit_bias" in given:
-                given["logit_bias"] = dict(_bias(entry) for entry in given["logit_bias"])
-            settings = {name: value for name, value in given.items() if value is not None}
-            return command(**values, generation=GenerationConfig(**settings))
+        def with_settings(**values: Any) -> Any:
+            settings: dict[str, dict[str, Any]] = {parameter: {} for parameter in classes}
+            for name in names:
+                settings[fields[name][0]][name] = values.pop(name)
+            made = {parameter: classes[parameter](**given) for parameter, given in settings.items()}
+            return command(**values, **made)
 
-        decorated: Command = with_generation
-        for field in reversed(dataclasses.fields(GenerationConfig)):
-            if field.name in wanted:
-                decorated = _option(field)(decorated)
+        decorated: Command = with_settings
+        for name in reversed(names):
+            decorated = _option(fields[name][1])(decorated)
         return decorated
 
     return decorate
 
 
+def option_name(field: str) -> str:
+    """The option of a field: ``"--kv-bits"``."""
+    return "--" + field.replace("_", "-")
+
+
 def given_settings(context: click.Context) -> frozenset[str]:
-    """The fields that a command was given, and did not take from its defaults."""
-    return frozenset(name for name in HELP if not is_default(context, name))
+    """The fields whose options were given, and not taken from their defaults."""
+    return frozenset(name for name in OPTIONS if not is_default(context, name))
 
 
 def is_default(context: click.Context, parameter: str) -> bool:
-    """Whether nobody named a parameter of a command."""
+    """True if a parameter was not given on the command line."""
     source = context.get_parameter_source(parameter)
     return source in (None, ParameterSource.DEFAULT, ParameterSource.DEFAULT_MAP)
 
 
-def _option(field: dataclasses.Field[Any]) -> Callable[..., Any]:
-    repeated = field.name in ("logit_bias", "stop")
-    default = CHAT_DEFAULTS.get(field.name, None if repeated else field.default)
-    kind = int if "int" in str(field.type) else float
+def _option(field: dataclasses.Field[Any]) -> Callable[[Command], Command]:
+    setting = OPTIONS[field.name]
+    names = [setting.short, option_name(field.name), field.name]
+    if field.name == "logit_bias":
+        form: dict[str, Any] = {"type": str, "multiple": True, "callback": _biases}
+    elif field.name == "stop":
+        form = {"type": str, "multiple": True}
+    else:
+        default = CHAT_DEFAULTS.get(field.name, field.default)
+        whole = "int" in str(field.type)
+        form = {"type": int if whole else float, "metavar": "N" if whole else "NUMBER"}
+        form |= {"default": default, "show_default": default is not None}
+    form = {"metavar": METAVARS.get(field.name), **form}
     return click.option(
-        "--" + field.name.replace("_", "-"),
-        field.name,
-        type=str if repeated else kind,
-        metavar={"logit_bias": "TOKEN=VALUE", "stop": "TEXT"}.get(field.name),
-        multiple=repeated,
-        default=default,
-        show_default=default is not None,
-        help=HELP[field.name],
+        *filter(None, names), cls=GroupedOption, group=setting.group, help=setting.help, **form
     )
+
+
+def _biases(
+    context: click.Context, parameter: click.Parameter, entries: tuple[str, ...]
+) -> dict[int, float]:
+    return dict(map(_bias, entries))
 
 
 def _bias(entry: str) -> tuple[int, float]:
@@ -118,5 +180,5 @@ def _bias(entry: str) -> tuple[int, float]:
         return int(token), float(value)
     except ValueError:
         raise click.BadParameter(
-            f"{entry!r} is not of the form TOKEN=VALUE, such as 42=-5", param_hint="--logit-bias"
+            f"must be TOKEN=VALUE, such as 42=-5, not {entry!r}.", param_hint="--logit-bias"
         ) from None

@@ -1,1 +1,1 @@
-"""The conversation in the terminal: segue chat."""
+"""``segue chat``: a conversation in the terminal."""

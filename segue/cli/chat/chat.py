@@ -1,142 +1,62 @@
-"""The conversation in the terminal."""
+"""A conversation with a person at a terminal.
+
+How it works
+    The chat goes in rounds. Each asks for a line (meanwhile the model reads ahead, see `idle`),
+    runs it as a slash command or a turn, and saves the branch if it has a file and changed. An
+    error ends its round only: it is printed in red, and the chat asks for the next line. An
+    EOFError alone (Ctrl-D, ``/quit``) ends the chat.
+
+    What Ctrl-C does depends on when it comes. While the person types: the line is dropped. While a
+    reply is shown: the reply ends, and its text so far is in the history. While a session is saved
+    or opened: `Branches` finishes that first. In a command: the command ends.
+
+What does not work
+    - Letting a stopped reply be closed by garbage collection. The line below a reply shows the
+      turn's figures, and a turn is counted only once its reply is closed. So `answer` closes the
+      reply itself, whatever happens, and ignores a second Ctrl-C while it does.
+    - Showing only what the iteration yields. A reply withholds text that may be the start of a stop
+      string, and gives it back when it is closed. So the rest is shown from the reply's own text.
+    - Saving inside the turn. A disk that is full would then look like a turn that failed.
+"""
 
 from __future__ import annotations
 
 import re
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from time import perf_counter
-from typing import Protocol
 
-import click
 from rich.console import Console
-from rich.text import Text
 
-from ...config import GenerationConfig
-from ...engine import PrefillProgress
 from ...errors import SegueError
 from ...response import GenerationResponse, TextKind
 from ...session import ChatSession
 from ...turn.reply import Reply
 from .branches import Branches
-from .commands import COMMANDS
+from .commands.command import BeginReply, Command
 from .idle import reading_ahead
 from .markdown import MarkdownStream
 from .prompter import Prompter
-from .start import Place, Start
 from .statistics import turn_line
 from .terminal import quiet_input
 
-GREETING = (
-    "{name}. Enter sends, Alt-Enter begins a new line, Ctrl-C stops a reply, Ctrl-D leaves; /help."
-)
-
-# Below this many tokens, reading a prompt is over before a progress display could be read.
+# Below this many tokens, a prompt is read before anybody could look at its progress.
 TOKENS_WORTH_PROGRESS = 64
 
-# A slash command, and what follows it.
+# A slash command, and the text after it.
 SLASHED = re.compile(r"/(\S*)(.*)", re.DOTALL)
-
-
-class Begin(Protocol):
-    """Begins a reply."""
-
-    def __call__(self, *, prompt_progress_callback: PrefillProgress | None) -> Reply:
-        """The reply, of which nothing was read yet."""
-
-
-def run(model: str | None, start: Start, generation: GenerationConfig) -> None:
-    """Load a model and converse until the input ends.
-
-    Args:
-        model: Its name; ``None`` for the one that the session was saved with.
-        start: What the chat begins with.
-        generation: The settings of replies.
-    """
-    # A program may be started with its standard streams closed.
-    if sys.stdin is None or sys.stdout is None:
-        return
-    # Whatever is wrong with a session is told before its model takes seconds to load.
-    place = start.place()
-    from ...names import DEFAULT_MODEL
-
-    try:
-        if model is None:
-            model = (place and place.saved and place.saved.model) or DEFAULT_MODEL
-        _converse(model, start, generation, place)
-    finally:
-        if place is not None:
-            place.release()
-
-
-def _converse(model: str, start: Start, generation: GenerationConfig, place: Place | None) -> None:
-    from ...loading import load
-    from ...names import find
-
-    console = Console(highlight=False)
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        answer_lines(start.branches(load(model), generation, place))
-        return
-    if isinstance(find(model), str):
-        # A repository: the download shows its own progress, which a spinner would garble.
-        engine = load(model)
-    else:
-        with quiet_input(), console.status(Text(f"loading {model} …")):
-            engine = load(model)
-    branches = start.branches(engine, generation, place)
-    console.print(GREETING.format(name=engine.name), style="dim", markup=False)
-    if start.cache is not None and branches.session.has_cache:
-        told = f"{branches.session.cached_tokens:,} tokens already, from {start.cache}."
-        console.print(f"The model has read {told}", style="dim", markup=False)
-    if place is not None:
-        console.print(branches.current.told, style="dim", markup=False)
-    TerminalChat(branches, console, Prompter(list(COMMANDS))).run()
-
-
-def answer_lines(branches: Branches) -> None:
-    """Answer each line of standard input on standard output, plainly, as it comes.
-
-    Raises:
-        SessionFileError: What was said could not be saved; all lines were answered.
-    """
-    try:
-        for line in sys.stdin:
-            if prompt := line.strip():
-                try:
-                    _answer_line(branches.session, prompt)
-                finally:
-                    _keep_or_warn(branches)
-    finally:
-        branches.close()
-
-
-def _answer_line(session: ChatSession, prompt: str) -> None:
-    with session.stream(prompt) as reply:
-        for response in reply:
-            if response.kind is TextKind.ANSWER:
-                sys.stdout.write(response.text)
-                sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
-
-
-def _keep_or_warn(branches: Branches) -> None:
-    try:
-        branches.keep()
-    except SegueError as error:
-        click.echo(f"segue: {error}", err=True)
 
 
 class TerminalChat:
     """A conversation with a person at a terminal.
 
     Args:
-        branches: The conversation, and others that it came to have.
-        console: Where it is shown.
-        prompter: Asks for the person's next message.
-        read_ahead: Whether the model reads ahead meanwhile.
+        branches: The branches of the conversation.
+        console: The terminal.
+        prompter: Asks for the person's next line.
+        commands: The slash commands, by name.
+        read_ahead: Whether the model reads ahead while the person types.
     """
 
     def __init__(
@@ -144,27 +64,29 @@ class TerminalChat:
         branches: Branches,
         console: Console,
         prompter: Prompter,
+        commands: Mapping[str, Command],
         *,
         read_ahead: bool = True,
     ) -> None:
         self.branches = branches
         self.console = console
-        # The conversation as the last reply left it that ended by itself.
-        self.finished: object = None
+        self.commands = commands
+        # What the last reply depended on, if it ended by itself.
+        self._complete: object = None
         self._read_ahead = read_ahead
         self._prompter = prompter
 
     @property
     def session(self) -> ChatSession:
-        """The conversation as it goes on now."""
+        """The session of the current branch."""
         return self.branches.session
 
     @property
-    def state(self) -> object:
-        """What a reply depends on, settings apart."""
-        return self.session.history, self.session.instructions
+    def reply_complete(self) -> bool:
+        """True if the last reply ended by itself, and nothing that it depends on changed since."""
+        return self._complete == self._state()
 
-    def tell(self, text: str) -> None:
+    def note(self, text: str) -> None:
         """Print a quiet line."""
         self.console.print(text, style="dim", markup=False)
 
@@ -175,7 +97,45 @@ class TerminalChat:
                 while True:
                     self._round()
         finally:
-            self._keep(self.branches.close)
+            self._save(self.branches.close)
+
+    def answer(self, begin: BeginReply) -> bool:
+        """Show a reply as it comes, and a line with its figures.
+
+        Args:
+            begin: Begins the reply.
+
+        Returns:
+            False if the person stopped the reply before its first token.
+        """
+        started = perf_counter()
+        first_token = None
+        last: GenerationResponse | None = None
+        stopped = False
+        with quiet_input(), MarkdownStream(self.console) as shown:
+
+            def progress(fed: int, total: int) -> None:
+                if total >= TOKENS_WORTH_PROGRESS:
+                    shown.note(f"reading {fed:,} of {total:,} tokens …")
+
+            reply = begin(prompt_progress_callback=progress)
+            view = _ReplyView(shown)
+            try:
+                for response in reply:
+                    if first_token is None:
+                        first_token = perf_counter() - started
+                    last = response
+                    view.write(response.kind, response.text)
+            except KeyboardInterrupt:
+                stopped = True
+            finally:
+                # A Ctrl-C that comes now asks for what is being done.
+                with suppress(KeyboardInterrupt):
+                    reply.close()
+                view.finish(reply)
+        self._complete = None if stopped else self._state()
+        self.note(turn_line(self.session.usage.turns[-1], last, first_token, stopped=stopped))
+        return last is not None or not stopped
 
     def _round(self) -> None:
         try:
@@ -193,83 +153,48 @@ class TerminalChat:
         except EOFError:
             raise
         except KeyboardInterrupt:
-            pass  # it asks for what is being done
+            pass
         except SegueError as error:
             self._complain(str(error))
-        # Whatever else a model does wrong ends the turn, not the conversation.
+        # A model's code may raise anything, and that ends the turn only.
         except Exception as error:
             self._complain(f"The turn failed ({type(error).__name__}): {error}")
-        self._keep(self.branches.keep)
+        self._save(self.branches.save_changes)
 
-    def _keep(self, save: Callable[[], None]) -> None:
-        """Save what was said; if that fails, the conversation goes on."""
+    def _command(self, text: str) -> None:
+        name, argument = SLASHED.fullmatch(text).groups()  # type: ignore[union-attr]
+        command = self.commands.get(name)
+        if command is None:
+            self.console.print(f"There is no command /{name}; /help lists them.", markup=False)
+        else:
+            command.run(self, argument.strip())
+
+    def _turn(self, text: str) -> None:
+        if not self.answer(partial(self.session.stream, text)):
+            self.note("Your message stays in the conversation, and is read with the next one.")
+
+    def _save(self, save: Callable[[], None]) -> None:
+        """Save the session; if that fails, the chat continues."""
         try:
             save()
         except SegueError as error:
             self._complain(str(error))
         except Exception as error:
             self._complain(f"The session could not be saved ({type(error).__name__}): {error}")
-        # It is saved all the same, and there is nothing else to stop.
+        # The file is complete all the same, and there is nothing else to stop.
         except KeyboardInterrupt:
             pass
 
     def _complain(self, text: str) -> None:
         self.console.print(text, style="red", markup=False)
 
-    def _command(self, text: str) -> None:
-        name, argument = SLASHED.fullmatch(text).groups()  # type: ignore[union-attr]
-        command = COMMANDS.get(name)
-        if command is None:
-            self.console.print(f"There is no /{name}; /help lists the commands.", markup=False)
-        else:
-            command.run(self, argument.strip())
-
-    def _turn(self, text: str) -> None:
-        if not self.answer(partial(self.session.stream, text)):
-            self.tell("Your message stays in the conversation, and is read with the next one.")
-
-    def answer(self, begin: Begin) -> bool:
-        """Show a reply as it comes, and what it has cost.
-
-        Args:
-            begin: Begins it; called with ``prompt_progress_callback``.
-
-        Returns:
-            Whether it came to a first token; where it did not, the person stopped it.
-        """
-        started = perf_counter()
-        first_token = None
-        last: GenerationResponse | None = None
-        stopped = False
-        with quiet_input(), MarkdownStream(self.console) as shown:
-
-            def progress(fed: int, total: int) -> None:
-                if total >= TOKENS_WORTH_PROGRESS:
-                    shown.note(f"reading {fed:,} of {total:,} tokens …")
-
-            reply = begin(prompt_progress_callback=progress)
-            spoken = _Spoken(shown)
-            try:
-                for response in reply:
-                    if first_token is None:
-                        first_token = perf_counter() - started
-                    last = response
-                    spoken.write(response.kind, response.text)
-            except KeyboardInterrupt:
-                stopped = True
-            finally:
-                # A Ctrl-C that comes this late asks for what is being done.
-                with suppress(KeyboardInterrupt):
-                    reply.close()
-                # Some text may have been withheld when the reply was stopped.
-                spoken.finish(reply)
-        self.finished = None if stopped else self.state
-        self.tell(turn_line(self.session.usage.turns[-1], last, first_token, stopped=stopped))
-        return last is not None or not stopped
+    def _state(self) -> object:
+        """Everything that a reply depends on, except settings."""
+        return self.session.history, self.session.instructions
 
 
-class _Spoken:
-    """Shows the two kinds of a reply's text: reasoning as a quotation in front of the answer."""
+class _ReplyView:
+    """Shows the two kinds of a reply's text: the reasoning as a quotation before the answer."""
 
     def __init__(self, shown: MarkdownStream) -> None:
         self._shown = shown
@@ -282,11 +207,11 @@ class _Spoken:
             begun = "" if self._written[kind] else "> "
             self._shown.write(begun + text.replace("\n", "\n> "))
         else:
-            behind_reasoning = self._written[TextKind.REASONING] and not self._written[kind]
-            self._shown.write("\n\n" + text if behind_reasoning else text)
+            after_reasoning = self._written[TextKind.REASONING] and not self._written[kind]
+            self._shown.write("\n\n" + text if after_reasoning else text)
         self._written[kind] += len(text)
 
     def finish(self, reply: Reply) -> None:
-        """Show what of a reply was not shown yet."""
+        """Show the text that was withheld until the reply was closed."""
         self.write(TextKind.REASONING, reply.reasoning[self._written[TextKind.REASONING] :])
         self.write(TextKind.ANSWER, reply.text[self._written[TextKind.ANSWER] :])

@@ -1,4 +1,24 @@
-"""Reading ahead while a person types."""
+"""Reading ahead while a person types.
+
+How it works
+    Most of the next prompt is known before it is typed: the instructions, the history, and a reply
+    that many templates render otherwise than it was generated. So while the main thread waits for
+    the keyboard, a second thread has the session read that much. When the person presses Enter, the
+    main thread sets `enough`; the reader looks at it in its progress callback, between two chunks
+    of the prompt, and leaves by an exception there. What was read until then stays in the cache.
+    The main thread waits until the reader is done, because a session belongs to one thread at a
+    time. A chunk is small, so that this wait is short.
+
+What does not work
+    - A new thread for each message. MLX keeps threads of its own, and what it compiled, for each
+      thread that ever ran a model. So one thread reads ahead for as long as the program runs.
+    - Stopping the reader with Ctrl-C: Python delivers signals to the main thread only. A Ctrl-C at
+      the prompt ends the prompt, and so the reading, as Enter does.
+    - Going on when a second Ctrl-C comes during the wait: two threads would use one session. It is
+      swallowed, and the wait continues.
+    - Reporting an error from here: the person is typing. Whatever failed fails again in the next
+      turn, which reports it.
+"""
 
 from __future__ import annotations
 
@@ -8,32 +28,32 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from queue import SimpleQueue
 
+from ...engine import PrefillProgress
 from ...session import ChatSession
 
 # Whoever presses Enter waits for at most so many tokens: well under a second on a CPU.
 CHUNK = 64
 
 
-class _Stop(Exception):  # noqa: N818 (no error: a way out)
+class _Enough(Exception):  # noqa: N818 (not an error: a way out)
     """The person is done typing."""
 
 
 @contextmanager
 def reading_ahead(session: ChatSession) -> Iterator[None]:
-    """Let the model read what the next prompt will begin with, until this is left.
+    """Have the session read the start of the next prompt until the block ends.
 
-    Nothing else may use the session meanwhile. What goes wrong is left to the next turn to tell.
+    The block must not use the session.
     """
     enough, done = threading.Event(), threading.Event()
 
     def stop_when_enough(fed: int, total: int) -> None:
         if enough.is_set():
-            raise _Stop
+            raise _Enough
 
     def read() -> None:
-        ahead = session.settle if session.history else session.prewarm
         try:
-            ahead(prompt_progress_callback=stop_when_enough, prefill_step_size=CHUNK)
+            _read_ahead(session, stop_when_enough)
         except Exception:
             return
         finally:
@@ -44,18 +64,18 @@ def reading_ahead(session: ChatSession) -> Iterator[None]:
         yield
     finally:
         enough.set()
-        # Another Ctrl-C must not leave the session to two threads.
         while not done.is_set():
             with suppress(KeyboardInterrupt):
                 done.wait()
 
 
+def _read_ahead(session: ChatSession, progress: PrefillProgress) -> None:
+    session.prewarm(prompt_progress_callback=progress, prefill_step_size=CHUNK)
+
+
 @cache
 def _reader() -> SimpleQueue[Callable[[], None]]:
-    """Takes what the one thread is to do that reads ahead for as long as the program runs.
-
-    MLX keeps threads of its own, and what it compiled, for each thread that ran a model.
-    """
+    """The queue of tasks of the one thread that reads ahead."""
     tasks: SimpleQueue[Callable[[], None]] = SimpleQueue()
 
     def work() -> None:

@@ -1,4 +1,4 @@
-"""Where a person types: history, completion and several lines."""
+"""The prompt that a person types at, with history, completion and several lines."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
 
 class Prompter:
-    """Asks for a message.
+    """Asks for the next line, or lines.
 
     Args:
-        commands: Names of slash commands, for completion.
+        commands: The names of the slash commands, for completion.
     """
 
     def __init__(self, commands: Sequence[str]) -> None:
@@ -32,11 +32,11 @@ class Prompter:
         )
 
     def ask(self) -> str:
-        """What the person typed.
+        """Return what the person typed.
 
         Raises:
-            KeyboardInterrupt: Ctrl-C.
-            EOFError: Ctrl-D.
+            KeyboardInterrupt: if the person pressed Ctrl-C.
+            EOFError: if the person pressed Ctrl-D.
         """
         return self._session.prompt()
 
@@ -46,7 +46,7 @@ def _completer(commands: Sequence[str]) -> Completer:
 
 
 def _keys() -> KeyBindings:
-    """Enter sends, Alt-Enter and Ctrl-J begin a new line."""
+    """Keys: Enter sends, Alt-Enter and Ctrl-J start a new line."""
     keys = KeyBindings()
 
     @keys.add("enter")
@@ -62,7 +62,7 @@ def _keys() -> KeyBindings:
 
 
 def _history() -> History:
-    """What was typed before, kept in the user's data folder; forgotten where that can't be."""
+    """What was typed in earlier chats: a file in the user's data folder, if it can be written."""
     folder = Path(platformdirs.user_data_dir("segue", appauthor=False))
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,47 +1,60 @@
-"""What a chat begins with."""
+"""What a chat starts with: a new conversation, a prompt cache, or a saved session.
+
+A saved session is read in two steps. `Start.claim` locks the file and reads its header before the
+model is loaded, because the header names the model, and because a session that can't be opened
+should be reported at once. `Opener` then opens the session with the engine, cache included.
+"""
 
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, Literal, TypeVar
 
-from ...config import PROMPT_LOOKUP, GenerationConfig, SpeculativeDecodingConfig
+from ...config import CacheConfig, GenerationConfig
 from ...engine import Engine
-from ...errors import SessionFileError, SessionLockedError
+from ...errors import ConfigurationError, SessionFileError, SessionLockedError, SessionWarning
 from ...files.lock import FileLock
 from ...session import ChatSession
 from ...store.prompt_cache import load_prompt_cache
 from ...store.session_file import SessionFile
+from ..options import CACHE_FORM, option_name
 from ..sessions.folder import SavedSession, check_target, lock_session, session_path
 from .branches import FIRST, Branch, Branches
 
+PROMPT_LOOKUP: Literal["prompt-lookup"] = "prompt-lookup"
+
+Draft = Engine | Literal["prompt-lookup"]
+Settings = TypeVar("Settings", GenerationConfig, CacheConfig)
+
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """The session that a chat goes on with or begins.
-
-    Attributes:
-        name: Its name, or its path as it was typed.
-        path: Its file.
-        saved: What that tells; ``None`` if there is none yet.
-        lock: Keeps other processes from it; ``None`` where its folder can't be written.
-    """
+class Claim:
+    """The session that a chat resumes or starts, before its model is loaded."""
 
     name: str
+    """The session's name, or its path as it was typed."""
     path: Path
     saved: SavedSession | None
+    """The session as its header describes it; ``None`` for a new one."""
     lock: FileLock | None
+    """Keeps other processes from the file; ``None`` if its folder can't be written."""
 
     @classmethod
-    def take(cls, target: str) -> Place:
-        """Look at a session, and keep others from it.
+    def take(cls, target: str) -> Claim:
+        """Lock a session's file, and read its header.
+
+        Args:
+            target: The session's name, or a path.
 
         Raises:
-            ConfigurationError: That can't be its name.
-            SessionLockedError: Another process has it open.
-            SessionFileError: It can't be read; or it is not there, and can't be written.
+            ConfigurationError: if `target` is neither a path nor a valid name.
+            SessionLockedError: if another process has the file open.
+            SessionFileError: if the file can't be read, or is missing and can't be written.
         """
         target = check_target(target)
         path, lock = session_path(target), None
@@ -50,90 +63,166 @@ class Place:
         except SessionLockedError:
             raise
         except SessionFileError:
-            # What can't be written may be read all the same.
+            # A file in a folder that can't be written may be readable.
             if not os.path.lexists(path):
                 raise
-        place = cls(target, path, None, lock)
+        claim = cls(target, path, None, lock)
         if not os.path.lexists(path):
-            return place
+            return claim
         try:
             saved = SavedSession.of(target, SessionFile.read(path, check=False))
         except BaseException:
-            place.release()
+            claim.release()
             raise
-        return replace(place, saved=saved)
+        return replace(claim, saved=saved)
 
     def release(self) -> None:
-        """Let others have it, unless a session has it open."""
+        """Release the lock. If a session has the file open, that session still locks it."""
         if self.lock is not None:
             self.lock.release()
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a chat begins with, as the command line names it.
-
-    Attributes:
-        system: The system message.
-        cache: A prompt cache file.
-        draft: ``"prompt-lookup"``, or the name of a model that drafts.
-        num_draft_tokens: How many tokens it drafts at a time.
-        session: The session to go on with or to begin: its name, or a path.
-        given: The settings that were given, by their names; where a session is opened, the others
-            stay as they were saved.
-    """
+    """What a chat starts with, as the command line names it."""
 
     system: str | None = None
-    cache: Path | None = None
+    """The system message."""
+    prompt_cache: Path | None = None
+    """A prompt cache file."""
     draft: str | None = None
-    num_draft_tokens: int = 5
+    """``"prompt-lookup"``, or the name of a draft model."""
     session: str | None = None
+    """The session to resume or start: its name, or a path."""
     given: AbstractSet[str] = frozenset()
+    """The settings that were given. A saved session keeps its own values of the others."""
 
-    def place(self) -> Place | None:
-        """Where the session is.
-
-        Raises:
-            ConfigurationError, SessionFileError: See `Place.take`.
-        """
-        return None if self.session is None else Place.take(self.session)
+    def claim(self) -> Claim | None:
+        """Claim the session, if one is named; errors are those of `Claim.take`."""
+        return None if self.session is None else Claim.take(self.session)
 
     def branches(
-        self, engine: Engine, generation: GenerationConfig, place: Place | None
+        self,
+        engine: Engine,
+        generation: GenerationConfig,
+        cache: CacheConfig,
+        claim: Claim | None,
     ) -> Branches:
-        """The chat's first branch."""
-        speculative = self._speculative()
-        given = {name: getattr(generation, name) for name in self.given}
-        overrides = {} if speculative is None else {"speculative": speculative}
+        """Start or resume the conversation.
 
-        def reopen(path: Path) -> ChatSession:
-            session = ChatSession.open(path, engine, **overrides)
-            try:
-                session.generation = replace(session.generation, **given)
-            except BaseException:
-                session.close()
-                raise
-            return session
+        Args:
+            engine: The model.
+            generation: The settings of replies on the command line, defaults included.
+            cache: The settings of the KV cache, likewise.
+            claim: The session, if one is named.
 
-        if place is not None and place.saved is not None:
-            session = reopen(place.path)
+        Returns:
+            The chat's branches: so far, the first one.
+        """
+        draft = self._draft()
+        opener = Opener(engine, self._given(generation), self._given(cache), draft)
+        if claim is not None and claim.saved is not None:
+            session = opener(claim.saved)
         else:
-            cache = None if self.cache is None else load_prompt_cache(self.cache, engine)
+            prompt_cache = None
+            if self.prompt_cache is not None:
+                prompt_cache = load_prompt_cache(self.prompt_cache, engine)
             session = ChatSession(
-                engine, generation=generation, speculative=speculative, cache=cache
+                engine, generation=generation, cache=cache, draft=draft, prompt_cache=prompt_cache
             )
         if self.system is not None:
             session.instructions = self.system
-        if place is None:
-            return Branches(Branch(session, FIRST), reopen)
-        first = Branch(session, place.name, place.path, place.lock, place.saved)
-        return Branches(first, reopen)
+        if claim is None:
+            return Branches(Branch(session, FIRST), opener)
+        first = Branch(session, claim.name, claim.path, claim.lock, claim.saved)
+        return Branches(first, opener)
 
-    def _speculative(self) -> SpeculativeDecodingConfig | None:
+    def _given(self, settings: GenerationConfig | CacheConfig) -> Mapping[str, Any]:
+        names = [field.name for field in fields(settings) if field.name in self.given]
+        return {name: getattr(settings, name) for name in names}
+
+    def _draft(self) -> Draft | None:
         from ...loading import load
 
         if self.draft is None:
             return None
-        lookup = self.draft.replace("_", "-") == PROMPT_LOOKUP
-        draft = PROMPT_LOOKUP if lookup else load(self.draft)
-        return SpeculativeDecodingConfig(draft, self.num_draft_tokens)
+        return PROMPT_LOOKUP if self.draft.replace("_", "-") == PROMPT_LOOKUP else load(self.draft)
+
+
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """Opens saved sessions with the model and the given options of a chat.
+
+    An option that was given applies to every session that the chat opens, and replaces the saved
+    setting. If it asks for another kind of KV cache, the saved cache can't be used. The option
+    wins, as ``--model`` does, because it was asked for and a cache costs only time: the cache is
+    left out with a warning. The file keeps it until the next turn is saved.
+    """
+
+    engine: Engine
+    generation: Mapping[str, Any]
+    """The settings of replies that were given, by name."""
+    cache: Mapping[str, Any]
+    """The settings of the KV cache that were given, by name."""
+    draft: Draft | None = None
+    """The draft; ``None`` for the session's own."""
+
+    def __call__(self, saved: SavedSession) -> ChatSession:
+        """Open a session.
+
+        Raises:
+            ConfigurationError: if a setting that was given can't be combined with a saved one.
+            SessionFileError: if the file can't be opened.
+
+        Warns:
+            SessionWarning: if something in the file could not be used, such as its KV cache.
+        """
+        assert saved.file is not None
+        before = saved.file.settings.cache
+        cache = _with_given(before, self.cache)
+        overrides: dict[str, Any] = {} if self.draft is None else {"draft": self.draft}
+        if cache != before:
+            overrides["cache"] = cache
+        session = ChatSession.open(saved.path, self.engine, **overrides)
+        try:
+            session.generation = _with_given(session.generation, self.generation)
+            # With another model, `open` has warned of the cache already.
+            same_model = saved.file.origin.fingerprint == self.engine.fingerprint
+            if saved.file.ledger.ids and same_model and cache.kind != before.kind:
+                self._warn_of_unused_cache(saved.path, before)
+        except BaseException:
+            session.close()
+            raise
+        return session
+
+    def _warn_of_unused_cache(self, path: Path, before: CacheConfig) -> None:
+        changed = [
+            name
+            for name in CACHE_FORM
+            if name in self.cache and self.cache[name] != getattr(before, name)
+        ]
+        saved = _as_options({name: getattr(before, name) for name in changed})
+        given = _as_options({name: self.cache[name] for name in changed})
+        warnings.warn(
+            f"{path}: The KV cache was saved with {saved}, and can't be used with {given}. The "
+            "next turn reads the conversation again. Leave the option out to keep the cache.",
+            SessionWarning,
+            stacklevel=3,
+        )
+
+
+def _with_given(settings: Settings, given: Mapping[str, Any]) -> Settings:
+    try:
+        return replace(settings, **given)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"An option can't be combined with a setting of the saved session: {error.what}",
+            remedy="Leave the option out, or start a new session.",
+        ) from error
+
+
+def _as_options(settings: Mapping[str, Any]) -> str:
+    return " ".join(
+        f"{option_name(name)} {'off' if value is None else value}"
+        for name, value in settings.items()
+    )

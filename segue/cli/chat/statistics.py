@@ -1,4 +1,4 @@
-"""What a conversation has cost, as the chat shows it."""
+"""The cost of a turn and of a conversation, as the chat shows it."""
 
 from __future__ import annotations
 
@@ -16,38 +16,40 @@ def turn_line(
     *,
     stopped: bool,
 ) -> str:
-    """A turn in one line.
+    """The cost of a turn in one line.
 
     Args:
-        turn: What it has cost.
-        last: The last piece of its reply, if it had any.
-        first_token: Seconds until its first token.
-        stopped: Whether the person stopped it.
+        turn: The turn's figures.
+        last: The last piece of the reply, if it had any.
+        first_token: Seconds until the first token.
+        stopped: True if the person stopped the reply.
     """
-    parts = [f"{turn.fed_tokens:,} tokens read", f"{turn.cached_tokens:,} reused"]
+    figures = [f"{turn.fed_tokens:,} tokens read", f"{turn.cached_tokens:,} reused"]
     if first_token is not None:
-        parts.append(f"first token {first_token:.2f} s")
+        figures.append(f"first token {first_token:.2f} s")
     if last is not None:
-        parts.append(f"{last.generation_tps:.1f} tokens/s")
-    return ("stopped · " if stopped else "") + " · ".join(parts)
+        figures.append(f"{last.generation_tps:.1f} tokens/s")
+    return ("stopped · " if stopped else "") + " · ".join(figures)
 
 
 def usage_table(session: ChatSession) -> Table:
-    """All turns as a small table."""
+    """The cost of all turns as a small table."""
     usage = session.usage
     rows = {
         "turns": f"{len(usage.turns):,}",
         "tokens in prompts": f"{usage.prompt_tokens:,}",
         "tokens reused": f"{usage.cached_tokens:,}",
         "tokens read": f"{usage.fed_tokens:,}",
-        "tokens read ahead": f"{usage.prewarmed_tokens + usage.settled_tokens:,}",
+        "tokens read ahead": f"{usage.prewarmed_tokens:,}",
         "tokens generated": f"{usage.generated_tokens:,}",
         "time to first tokens": f"{usage.prefill_seconds:.1f} s",
         "time after them": f"{usage.decode_seconds:.1f} s",
         "tokens in the KV cache": f"{session.cached_tokens:,}",
     }
-    if usage.marks:
-        rows["marks in it"] = f"{usage.marks} ({usage.mark_bytes / 2**20:.1f} MiB)"
+    if usage.checkpoints:
+        rows["checkpoints in the KV cache"] = (
+            f"{usage.checkpoints} ({usage.checkpoint_bytes / 2**20:.1f} MiB)"
+        )
     if session.acceptance_rate is not None:
         rows["drafted tokens accepted"] = f"{session.acceptance_rate:.0%}"
     table = Table(show_header=False, box=None, pad_edge=False)

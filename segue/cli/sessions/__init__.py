@@ -1,1 +1,1 @@
-"""Saved sessions on the command line: segue sessions."""
+"""``segue sessions``: saved sessions on the command line."""

@@ -1,4 +1,4 @@
-"""``segue sessions``: what is saved, shown, exported and deleted."""
+"""``segue sessions``: list, show, export and delete saved sessions."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .folder import ENDING, existing_path, lock_session, saved_sessions, session
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-NONE_SAVED = "There are no saved sessions. segue chat --session NAME begins one."
+NONE_SAVED = "There are no saved sessions. Start one with: segue chat --session NAME"
 
 
 def complete_name(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
-    """The names of sessions that begin so, for shells."""
+    """The names of sessions that begin with what was typed, for shells."""
     from click.shell_completion import CompletionItem
 
     try:
@@ -41,7 +41,7 @@ name_argument = click.argument("name", metavar="NAME", shell_complete=complete_n
 def sessions(context: click.Context) -> None:
     """List, show, export and delete saved sessions.
 
-    Without a command, list them. A NAME that has a slash or ends in .segue is a path.
+    Without a command, the sessions are listed. A NAME with a slash, or ending in .segue, is a path.
     """
     if context.invoked_subcommand is None:
         _list()
@@ -49,14 +49,14 @@ def sessions(context: click.Context) -> None:
 
 @sessions.command(name="list")
 def list_command() -> None:
-    """List the saved sessions, the newest first."""
+    """List the saved sessions, newest first."""
     _list()
 
 
 @sessions.command()
 @name_argument
 def show(name: str) -> None:
-    """Show what was said in a session."""
+    """Show a session's conversation."""
     from rich.console import Console
 
     from .show import all_messages, print_history, to_text
@@ -72,12 +72,13 @@ def show(name: str) -> None:
 @sessions.command()
 @name_argument
 @click.option(
+    "-f",
     "--format",
     "form",
     type=click.Choice(["markdown", "json"]),
     default="markdown",
     show_default=True,
-    help="Markdown, or JSON with the messages that chat APIs take.",
+    help="Markdown, or JSON with messages as chat APIs take them.",
 )
 @click.option(
     "-o",
@@ -85,10 +86,10 @@ def show(name: str) -> None:
     type=click.Path(path_type=Path),
     default=None,
     metavar="FILE",
-    help="Where to write it, if not to standard output.",
+    help="The file to write, instead of standard output.",
 )
 def export(name: str, form: str, output: Path | None) -> None:
-    """Write a session's conversation as text."""
+    """Write a session's conversation as Markdown or JSON."""
     from .show import to_json, to_markdown
 
     conversation = _read(name).conversation
@@ -101,25 +102,25 @@ def export(name: str, form: str, output: Path | None) -> None:
             temporary.write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
         raise click.ClickException(
-            f"{output} can't be written: {cause(error)}. Name a file in a folder that is there and "
-            "yours."
+            f"{output} can't be written: {cause(error)}. Choose a file in a folder that exists and "
+            "that you may write to."
         ) from error
 
 
 @sessions.command()
 @click.argument("names", metavar="NAME...", nargs=-1, required=True, shell_complete=complete_name)
-@click.option("-y", "--yes", is_flag=True, help="Don't ask.")
+@click.option("-y", "--yes", is_flag=True, help="Delete without asking.")
 def delete(names: tuple[str, ...], yes: bool) -> None:
     """Delete sessions."""
     paths = {existing_path(name): name for name in names}
     with ExitStack() as locks:
         for path in paths:
             if path.suffix != ENDING:
-                # A slip must not delete what is no session at all.
+                # A slip of the hand must not delete a file that isn't a session.
                 SessionFile.read(path, check=False)
             locks.callback(FileLock.release, lock_session(path))
-        told = ", ".join(paths.values())
-        if not (yes or click.confirm(f"Delete {told}?")):
+        listed = ", ".join(paths.values())
+        if not (yes or click.confirm(f"Delete {listed}?")):
             return
         for path in paths:
             try:
@@ -127,9 +128,9 @@ def delete(names: tuple[str, ...], yes: bool) -> None:
             except OSError as error:
                 raise SessionFileError(
                     f"{path} could not be deleted: {error.strerror}.",
-                    remedy="Check who may write its folder.",
+                    remedy="Check that you may write to its folder.",
                 ) from error
-    click.echo(f"Deleted {told}.")
+    click.echo(f"Deleted {listed}.")
 
 
 def _read(name: str) -> SessionFile:

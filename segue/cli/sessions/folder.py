@@ -1,4 +1,4 @@
-"""Where saved sessions are, what they are called, and which there are."""
+"""The folder of saved sessions: names, paths, locks, and what each file says about itself."""
 
 from __future__ import annotations
 
@@ -17,36 +17,26 @@ from ...store.session_file import SessionFile
 from ...store.session_layout import unusable
 
 ENDING = ".segue"
-# With four bytes to a character, a file's name of that length fits any file system.
+# With four bytes to a character, a file name of this length fits any file system.
 LONGEST_NAME = 60
 PUNCTUATION = " -_."
 
-# Seconds in a unit, the longest first.
-UNITS = (
-    (365 * 86400, "year"),
-    (30 * 86400, "month"),
-    (7 * 86400, "week"),
-    (86400, "day"),
-    (3600, "hour"),
-    (60, "minute"),
-)
-
 
 def sessions_folder() -> Path:
-    """The folder of named sessions, in the user's data folder; it need not be there."""
+    """The folder of named sessions, in the user's data folder; it may not exist yet."""
     return Path(platformdirs.user_data_dir("segue", appauthor=False)) / "sessions"
 
 
 def is_path(target: str) -> bool:
-    """Whether a person means a path: it has a slash or ends in ``.segue``. Else it is a name."""
+    """True for a path (with a slash, or ending in ``.segue``), False for a session's name."""
     return os.sep in target or target.endswith(ENDING)
 
 
 def session_path(target: str) -> Path:
-    """The file that a person means by a session's name, or by a path.
+    """The file of a session, by its name or path.
 
     Raises:
-        ConfigurationError: It can't be a name.
+        ConfigurationError: if `target` is neither a path nor a valid name.
     """
     if not is_path(target):
         return sessions_folder() / (check_name(target) + ENDING)
@@ -54,7 +44,7 @@ def session_path(target: str) -> Path:
 
 
 def expanded(path: str) -> Path:
-    """A path as a person types it; one that begins with a user whom nobody knows, as it is."""
+    """A path with ``~`` expanded, or unchanged if there is no such user."""
     try:
         return Path(path).expanduser()
     except RuntimeError:
@@ -62,19 +52,19 @@ def expanded(path: str) -> Path:
 
 
 def check_target(target: str) -> str:
-    """A path as it is, or a name checked.
+    """A path unchanged, or a name as `check_name` returns it.
 
     Raises:
-        ConfigurationError: It can't be a name.
+        ConfigurationError: if `target` is neither a path nor a valid name.
     """
     return target if is_path(target) else check_name(target)
 
 
 def check_name(name: str) -> str:
-    """A name, its accents composed, so that it stands for one file.
+    """A valid name with its accents composed, so that it names one file.
 
     Raises:
-        ConfigurationError: It can't be a name.
+        ConfigurationError: if the name is not valid.
     """
     name = unicodedata.normalize("NFC", name)
     plain = all(
@@ -83,38 +73,38 @@ def check_name(name: str) -> str:
     )
     if not plain or not 0 < len(name) <= LONGEST_NAME or name[0] in ". " or name[-1] == " ":
         raise ConfigurationError(
-            f"{name[:LONGEST_NAME]!r} can't be the name of a session.",
-            remedy=f"Use up to {LONGEST_NAME} letters, digits, spaces, - _ and dots, no dot first; "
-            f"or a path, which has a slash or ends in {ENDING}.",
+            f"A session's name must be 1 to {LONGEST_NAME} letters, digits, spaces, - _ or dots, "
+            f"without a dot or space first or a space last, not {name[:LONGEST_NAME]!r}.",
+            remedy=f"Use such a name, or a path, which has a slash or ends in {ENDING}.",
         )
     return name
 
 
 def existing_path(target: str) -> Path:
-    """`session_path`, of a file that is there.
+    """The file of a session that exists.
 
     Raises:
-        ConfigurationError: It can't be a name.
-        SessionNotFoundError: There is none.
+        ConfigurationError: if `target` is neither a path nor a valid name.
+        SessionNotFoundError: if there is no such file.
     """
     path = session_path(target)
     if not os.path.lexists(path):
         raise SessionNotFoundError(
-            f"There is no session {target!r}.", remedy="segue sessions lists those that there are."
+            f"There is no session {target!r}.", remedy="Run `segue sessions` to list them."
         )
     return path
 
 
 def lock_session(path: Path) -> FileLock:
-    """The lock of a session's file, which need not be there; its folder is made if it is ours.
+    """The lock of a session's file, which may not exist yet; named sessions get their folder made.
 
     Raises:
-        SessionLockedError: Another process has it open.
-        SessionFileError: Its folder is missing, or can't be written.
+        SessionLockedError: if another process has the file open.
+        SessionFileError: if its folder is missing, or can't be written.
     """
     try:
         if path.parent == sessions_folder():
-            # What was said is nobody else's business.
+            # Conversations are private.
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         return FileLock(path)
     except (OSError, ValueError) as error:
@@ -123,30 +113,25 @@ def lock_session(path: Path) -> FileLock:
 
 @dataclass(frozen=True, slots=True)
 class SavedSession:
-    """A session as its file tells it.
-
-    Attributes:
-        name: What it is called.
-        path: Its file.
-        size: The file's size, in bytes.
-        saved: When it was written.
-        file: What the file holds; ``None`` if it can't be read.
-        problem: What is wrong with it; empty if nothing is.
-    """
+    """A saved session, as the header of its file describes it."""
 
     name: str
     path: Path
     size: int
+    """The file's size, in bytes."""
     saved: datetime
+    """When the file was written."""
     file: SessionFile | None
+    """The file without its KV cache; ``None`` if it can't be read."""
     problem: str = ""
+    """What is wrong with the file; empty if it is sound."""
 
     @classmethod
     def look_up(cls, name: str, path: Path) -> SavedSession:
-        """The session at a path, its problem told if it can't be read.
+        """The session at a path; if it can't be read, `problem` says why.
 
         Raises:
-            FileNotFoundError: There is none.
+            FileNotFoundError: if there is no such file.
         """
         status = path.stat()
         try:
@@ -159,23 +144,21 @@ class SavedSession:
 
     @classmethod
     def of(cls, name: str, file: SessionFile) -> SavedSession:
-        """The session that a file holds.
+        """The session in a file.
 
         Raises:
-            FileNotFoundError: It is gone, and did not say when it was written.
+            FileNotFoundError: if the file was deleted meanwhile, and doesn't record its time.
         """
         saved = file.origin.saved
         if saved is None:
             saved = datetime.fromtimestamp(file.path.stat().st_mtime, UTC)
-        elif saved.tzinfo is None:
-            saved = saved.replace(tzinfo=UTC)
-        damage = ", ".join(f"{part} ({why})" for part, why in file.damage.items())
+        damage = ", ".join(f"{section} ({why})" for section, why in file.damage.items())
         problem = f"Damaged: {damage}." if damage else ""
         return cls(name, file.path, file.size, saved, file, problem)
 
     @property
     def turns(self) -> int:
-        """How many turns were taken."""
+        """How many turns the conversation has."""
         return 0 if self.file is None else len(turns_taken(self.file.history))
 
     @property
@@ -190,15 +173,15 @@ class SavedSession:
 
     @property
     def model(self) -> str:
-        """What its model was loaded as; empty if that is not known."""
+        """The name that the model was loaded by; empty if unknown."""
         return "" if self.file is None else self.file.origin.source
 
 
 def saved_sessions() -> list[SavedSession]:
-    """All sessions in the folder, damaged ones included; the newest first.
+    """All sessions in the folder, damaged ones included, newest first.
 
     Raises:
-        SessionFileError: The folder can't be read.
+        SessionFileError: if the folder can't be read.
     """
     sessions = []
     folder = sessions_folder()
@@ -211,10 +194,10 @@ def saved_sessions() -> list[SavedSession]:
 
 
 def session_names() -> list[str]:
-    """The names of all sessions in the folder, in order.
+    """The names of all sessions in the folder, sorted.
 
     Raises:
-        SessionFileError: The folder can't be read.
+        SessionFileError: if the folder can't be read.
     """
     folder = sessions_folder()
     try:
@@ -228,22 +211,3 @@ def session_names() -> list[str]:
         for file in files
         if file.endswith(ENDING) and not file.startswith(".")
     )
-
-
-def age(moment: datetime, now: datetime | None = None) -> str:
-    """How long ago something was, in its largest unit: ``"3 days"``.
-
-    Args:
-        moment: When it was, with its time zone.
-        now: The present, if not the clock's.
-    """
-    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
-    for length, unit in UNITS:
-        if seconds >= length:
-            return count(int(seconds // length), unit)
-    return "moments"
-
-
-def count(number: int, noun: str) -> str:
-    """A number of things: ``"1 turn"``, ``"2 turns"``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"

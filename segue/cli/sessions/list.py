@@ -1,4 +1,4 @@
-"""The list of saved sessions."""
+"""The table of saved sessions."""
 
 from __future__ import annotations
 
@@ -8,54 +8,45 @@ import click
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
-from .folder import SavedSession, age
+from ..words import age, size_text
+from .folder import SavedSession
 from .show import printable
 
 HEADINGS = ("NAME", "TITLE", "TURNS", "TOKENS", "SIZE", "MODEL", "AGE")
 NUMBERS = ("TURNS", "TOKENS", "SIZE")
-# What gives way where the terminal is too narrow, and down to how many columns.
+# The columns that shrink if the terminal is too narrow, in order, and how far.
 NARROWED = (("TITLE", 12), ("MODEL", 8), ("NAME", 8), ("TITLE", 0))
 GAP = 2
 
 
 def print_sessions(sessions: Sequence[SavedSession]) -> None:
-    """Print sessions as a table, as wide as the terminal at most, and whole into a pipe.
+    """Print sessions as a table, and below it what is wrong with any of them.
 
-    What is wrong with any of them is told below.
+    In a terminal the table is made to fit; in a pipe it is printed in full.
     """
     console = Console(highlight=False)
     rows = [_row(session) for session in sessions]
     widths = [max(map(cell_len, column)) for column in zip(HEADINGS, *rows, strict=True)]
     if console.is_terminal:
         widths = narrowed(widths, console.width)
-    for place, row in enumerate([HEADINGS, *rows]):
+    for number, row in enumerate([HEADINGS, *rows]):
         line = _line(row, widths)
         if console.is_terminal:
             line = set_cell_size(line, min(cell_len(line), console.width))
-        click.echo(line if place else click.style(line, bold=True))
+        click.echo(line if number else click.style(line, bold=True))
     for session in sessions:
         if session.problem:
             click.echo(_clean(f"{session.name}: {session.problem}"))
 
 
 def narrowed(widths: Sequence[int], width: int) -> list[int]:
-    """Widths of columns, made to fit into a line as far as they can be."""
+    """Widths of columns, shrunk as far as possible to fit into a line."""
     fitting = list(widths)
     for heading, least in NARROWED:
-        place = HEADINGS.index(heading)
+        column = HEADINGS.index(heading)
         excess = sum(fitting) + GAP * (len(fitting) - 1) - width
-        fitting[place] -= max(min(excess, fitting[place] - least), 0)
+        fitting[column] -= max(min(excess, fitting[column] - least), 0)
     return fitting
-
-
-def size_text(size: int) -> str:
-    """A file's size as people say it: ``"1.5 MiB"``."""
-    amount, unit = float(size), "B"
-    for larger in ("KiB", "MiB", "GiB"):
-        if amount < 1024:
-            break
-        amount, unit = amount / 1024, larger
-    return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
 
 
 def _row(session: SavedSession) -> tuple[str, ...]:
@@ -73,7 +64,7 @@ def _row(session: SavedSession) -> tuple[str, ...]:
 
 
 def _clean(text: str) -> str:
-    """A text as a single line, whatever characters a file has in its name."""
+    """A text as a single line, without control characters."""
     return printable(text).replace("\n", " ").replace("\t", " ")
 
 
