@@ -12,9 +12,10 @@ from hypothesis import settings
 
 # On NVIDIA GPUs MLX multiplies in TF32 unless told not to: too coarse for the oracle.
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
-# Where each core has a test worker, a BLAS that takes all cores only gets into the others' way.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("MKL_NUM_THREADS", "1")
+# One thread: a BLAS that takes all cores gets into the way of other test workers, and how it shares
+# a product among threads decides its last bits. Next to a step of a quantized cache, these decide
+# more.
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 # Started in the background of a script, a process ignores Ctrl-C; tests press it.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

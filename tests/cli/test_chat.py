@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import io
 import re
 import sys
@@ -15,7 +16,8 @@ from kit.command import run
 from kit.probe import engine_of
 from segue import ChatSession, GenerationConfig
 from segue.cli.chat.chat import TerminalChat
-from segue.cli.chat.commands import COMMANDS
+from segue.cli.chat.commands import COMMANDS, conversation, general, sessions
+from segue.cli.chat.commands import command as command_module
 from segue.cli.chat.idle import CHUNK, reading_ahead
 from segue.cli.chat.statistics import turn_line, usage_table
 from segue.testing import FakeEngine, ToyTokenizer
@@ -39,13 +41,14 @@ class ReadAhead(ChatSession):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.done = threading.Semaphore(0)
+        self.read = []
 
     def settle(self, **kwargs):
-        super().settle(**kwargs)
+        self.read.append(super().settle(**kwargs))
         self.done.release()
 
     def prewarm(self, **kwargs):
-        super().prewarm(**kwargs)
+        self.read.append(super().prewarm(**kwargs))
         self.done.release()
 
 
@@ -57,18 +60,20 @@ class Thinking(Typed):
         self._session = session
 
     def ask(self):
-        assert self._session.done.acquire(timeout=20)
+        assert self._session.done.acquire(timeout=300)
         return super().ask()
 
 
 def test_the_model_reads_ahead_while_the_person_types():
     session = ReadAhead(FakeEngine(["hello", "fine"]), instructions="be kind " * 20)
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
-    TerminalChat(alone(session), console, Thinking(session, "hi", "ho")).run()
+    TerminalChat(alone(session), console, Thinking(session, "hi", "ho"), COMMANDS).run()
     first, second = session.usage.turns
-    assert first.cached_tokens == session.usage.prewarmed_tokens > 160
+    before_first, before_second, *_ = session.read
+    assert first.cached_tokens == before_first > 160
     assert second.fed_tokens <= len("ho<end>\n<start>assistant\n")
-    assert session.usage.settled_tokens > 0
+    assert before_second > 0
+    assert session.usage.prewarmed_tokens == sum(session.read)
 
 
 def test_whoever_presses_enter_waits_for_one_chunk_at_most():
@@ -159,7 +164,7 @@ def test_commands():
     )
     assert session.instructions == "Be kind."
     assert "Nothing has been said yet." in shown
-    assert "There is no /nope" in shown
+    assert "There is no command /nope; /help lists them." in shown
     assert "user:" in shown
     assert "tokens generated" in shown
     assert session.history[-2].content == "/x"
@@ -168,6 +173,13 @@ def test_commands():
     for command in COMMANDS.values():
         assert command.usage in cleared
         assert command.help in cleared
+
+
+def test_the_example_of_a_command_runs_and_no_name_is_taken_twice():
+    assert doctest.testmod(command_module).attempted > 1
+    assert doctest.testmod(command_module).failed == 0
+    tables = (conversation.COMMANDS, sessions.COMMANDS, general.COMMANDS)
+    assert sum(map(len, tables)) == len(COMMANDS) == 14
 
 
 def test_a_chat_tells_what_it_has_cost():
@@ -179,7 +191,7 @@ def test_a_chat_tells_what_it_has_cost():
     shown = console.file.getvalue()
     assert re.search(r"turns +1\b", shown)
     assert re.search(r"tokens read ahead +\d\d\b", shown)
-    assert "marks" not in shown
+    assert "checkpoints" not in shown
     assert "accepted" not in shown
 
 

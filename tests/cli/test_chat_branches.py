@@ -19,34 +19,38 @@ WARM = GenerationConfig(temperature=0.5)
 
 def test_undo_takes_back_turns():
     shown, session = converse("hi", "ho", "he", "/undo", "/undo 2", "so", script=letters())
-    assert "1 turn taken back; the conversation has 2 turns." in shown
-    assert "2 turns taken back; the conversation has 0 turns." in shown
+    assert "Took back 1 turn; the conversation has 2 turns." in shown
+    assert "Took back 2 turns; the conversation has 0 turns." in shown
     assert contents(session.history) == ["so", "d"]
 
 
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
-        ("/undo", "Turns to take back: 1; turns there are: 0. Take a turn first."),
-        ("/undo 0", "Turns to take back: 0; turns there are: 0. Take a turn first."),
-        ("/undo two", "Say how many turns: /undo [N]"),
-        ("/retry", "There is nothing in the history that a reply could be given to."),
-        ("/edit", "Say what your last message should be: /edit TEXT"),
-        ("/edit x", "You have not said anything yet. Say it, without /edit."),
+        ("/undo", "The history has no turn to take back. Take a turn first."),
+        ("/undo 0", "The history has no turn to take back. Take a turn first."),
+        ("/undo two", "N must be a number, not 'two': /undo [N]"),
+        ("/retry", "The history has no question that could be answered."),
+        ("/edit", "Give the new text of your last message: /edit TEXT"),
+        ("/edit x", "There is no message of yours to edit yet. Type it without /edit."),
         ("/fork", "Name the branch: /fork NAME"),
-        ("/fork main", "There is a branch 'main' in this chat already. Use another name, or"),
-        ("/fork ../x.segue", "'../x.segue' can't be the name of a session."),
+        ("/fork main", "A branch 'main' already exists in this chat. Use another name, or"),
+        (
+            "/fork ../x.segue",
+            "A session's name must be 1 to 60 letters, digits, spaces, - _ or dots, "
+            "without a dot or space first or a space last, not '../x.segue'.",
+        ),
         ("/switch", "Name a branch (main): /switch NAME"),
-        ("/switch x", "There is no branch 'x' here, only main. /fork NAME makes one, and /open"),
-        ("/save", "This chat has no file yet. Name it: /save NAME"),
-        ("/save .x", "'.x' can't be the name of a session. Use up to 60 letters"),
+        ("/switch x", "This chat has no branch 'x', only main. /fork NAME makes one, and /open"),
+        ("/save", "This chat is not saved yet. Give it a name: /save NAME"),
+        ("/save .x", "A session's name must be 1 to 60 letters"),
         ("/save no/x.segue", "The session file no/x.segue could not be written: No such file"),
         ("/open", "Name a session (segue sessions lists them): /open NAME or /open PATH"),
-        ("/open x", "There is no session 'x'. segue sessions lists those that there are."),
+        ("/open x", "There is no session 'x'. Run `segue sessions` to list them."),
         ("/open ~nosuchuser/x", "There is no session '~nosuchuser/x'."),
-        ("/open .", "'.' can't be the name of a session."),
+        ("/open .", "A session's name must be 1 to 60 letters"),
         ("/open ./", "The session file . could not be read: Is a directory."),
-        ("/\n", "There is no /; /help lists the commands."),
+        ("/\n", "There is no command /; /help lists them."),
     ],
 )
 def test_what_is_missing_or_unknown_is_told_and_changes_nothing(line, answer):
@@ -80,7 +84,7 @@ def test_retry_gives_another_reply_as_a_turn():
 
 def test_at_temperature_0_the_reply_would_be_the_same():
     chat = talk("hi", "/retry", "ho")
-    assert told(chat)[1] == "At temperature 0 the model always gives this reply; see --temperature."
+    assert told(chat)[1] == "At temperature 0 the reply would be the same again; see --temperature."
     assert contents(chat.session.history) == ["hi", "a", "ho", "b"]
 
 
@@ -98,10 +102,8 @@ def test_each_reply_to_a_message_has_a_seed_of_its_own(monkeypatch):
 
     def watching(config, **kwargs):
         made = context(config, **kwargs)
-        generate = made.generate
-        made.generate = lambda ids, config, *args, **kwargs: (
-            seeds.append(config.seed) or generate(ids, config, *args, **kwargs)
-        )
+        run = made.run
+        made.run = lambda request: seeds.append(request.config.seed) or run(request)
         return made
 
     monkeypatch.setattr(engine, "context", watching)
@@ -114,7 +116,7 @@ def test_each_reply_to_a_message_has_a_seed_of_its_own(monkeypatch):
 def test_a_reply_stopped_before_its_first_word_leaves_the_earlier_one():
     engine = FakeEngine(["a"], fail_at=[4], failure=KeyboardInterrupt())
     chat = talk("hi", "/retry", engine=engine, generation=WARM)
-    assert told(chat) == ["a", "What was said before stays."]
+    assert told(chat) == ["a", "The earlier reply stays."]
     assert contents(chat.session.history) == ["hi", "a"]
 
 
@@ -180,7 +182,7 @@ def test_branches_go_their_own_ways():
     chat = talk(*lines, engine=engine)
     assert told(chat) == [
         "a",
-        "This is Über uns 2 now, in memory until /save; /switch main goes back.",
+        "You are now in Über uns 2, in memory until /save; /switch main goes back.",
         "b",
         "main: 1 turn.",
         "c",
@@ -201,7 +203,7 @@ def test_a_branch_reads_nothing_again():
 
 def test_switching_to_where_one_is_changes_nothing():
     chat = talk("hi", "/switch main", "ho")
-    assert told(chat) == ["a", "This is main already.", "b"]
+    assert told(chat) == ["a", "You are already in main.", "b"]
     assert contents(chat.session.history) == ["hi", "a", "ho", "b"]
 
 

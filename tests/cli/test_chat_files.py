@@ -16,6 +16,7 @@ from kit.saved_sessions import held_elsewhere
 from segue import ChatSession, GenerationConfig, SessionFile, SessionFileError, SessionLockedError
 from segue.cli.chat.branches import Branch
 from segue.cli.chat.chat import TerminalChat
+from segue.cli.chat.commands import COMMANDS
 from segue.cli.sessions.folder import session_path, sessions_folder
 from segue.testing import FakeEngine
 
@@ -40,7 +41,7 @@ def test_a_saved_chat_is_kept_up_to_date():
         "hi", "/save trip", look, "ho", look, "/undo", look, "/edit he", look, "/retry", look,
         "/system Be kind.", look, "/clear", look, generation=WARM,
     )  # fmt: skip
-    assert told(chat)[1] == "Saved as trip, from here on after every turn."
+    assert told(chat)[1] == "Saved as trip, and from now on after every turn."
     assert seen == [
         ["hi", "a"],
         ["hi", "a", "ho", "b"],
@@ -80,11 +81,11 @@ def test_opening_goes_on_where_it_was_saved():
     chat = talk("one", "/open trip", "he", "/switch main", "/switch trip", engine=engine)
     assert told(chat)[0] == "c"
     tokens = SessionFile.read(session_path("trip")).ledger
-    assert told(chat)[1].startswith("trip goes on: 2 turns, ")
+    assert told(chat)[1].startswith("Resuming trip: 2 turns, ")
     assert told(chat)[1].endswith(" tokens, saved moments ago; saved after every turn.")
     assert told(chat)[2] == "d"
     assert told(chat)[3] == "main: 1 turn."
-    assert told(chat)[4].startswith(f"trip goes on: 3 turns, {len(tokens.ids)} tokens, saved ")
+    assert told(chat)[4].startswith(f"Resuming trip: 3 turns, {len(tokens.ids)} tokens, saved ")
     assert saved("trip") == ["hi", "a", "ho", "b", "he", "d"]
     assert chat.session.usage.turns[-1].cached_tokens > 0
     assert locks() == []
@@ -99,9 +100,9 @@ def test_a_path_may_be_saved_to_and_opened(tmp_path, monkeypatch):
     assert not sessions_folder().exists()
     chat = talk("/open ./a", "/switch b.segue", "/switch ./a", "so", engine=engine)
     assert [line.partition(":")[0] for line in told(chat)[:3]] == [
-        "./a goes on",
-        "b.segue goes on",
-        "./a goes on",
+        "Resuming ./a",
+        "Resuming b.segue",
+        "Resuming ./a",
     ]
     assert contents(SessionFile.read("a").history)[4:] == ["so", "d"]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b.segue"]
@@ -109,7 +110,9 @@ def test_a_path_may_be_saved_to_and_opened(tmp_path, monkeypatch):
 
 def test_a_fork_of_a_saved_chat_is_a_session_too():
     chat = talk("hi", "/save trip", "/fork by train", "ho", "/switch trip", "he")
-    assert told(chat)[2] == "This is by train now, saved after every turn; /switch trip goes back."
+    assert (
+        told(chat)[2] == "You are now in by train, saved after every turn; /switch trip goes back."
+    )
     assert saved("by train") == ["hi", "a", "ho", "b"]
     assert saved("trip") == ["hi", "a", "he", "c"]
     assert locks() == []
@@ -141,25 +144,23 @@ def test_from_a_saved_chat_one_may_switch_to_any_session():
     engine = FakeEngine(letters())
     talk("hi", "/save one", engine=engine)
     chat = talk("ho", "/switch one", "/save two", "/switch one", "/switch three", engine=engine)
-    assert told(chat)[1].startswith("There is no branch 'one' here, only main.")
-    assert told(chat)[3].startswith("one goes on: 1 turn, ")
-    assert told(chat)[4] == (
-        "There is no session 'three'. segue sessions lists those that there are."
-    )
+    assert told(chat)[1].startswith("This chat has no branch 'one', only main.")
+    assert told(chat)[3].startswith("Resuming one: 1 turn, ")
+    assert told(chat)[4] == ("There is no session 'three'. Run `segue sessions` to list them.")
 
 
 def test_names_that_are_taken_are_refused():
     engine = FakeEngine(letters())
     talk("hi", "/save one", engine=engine)
     chat = talk("ho", "/save one", "/fork one", "/save one", "/open one", engine=engine)
-    assert told(chat)[1] == "There is a session 'one' already. Use another name, or /open it."
+    assert told(chat)[1] == "A session 'one' already exists. Use another name, or /open it."
     assert told(chat)[3] == told(chat)[1]
-    assert told(chat)[4].startswith("A branch of this chat is called 'one', and is in no file yet.")
+    assert told(chat)[4].startswith("'one' is also a branch of this chat, and is not saved yet.")
     assert saved("one") == ["hi", "a"]
     chat = talk("/save two", "/fork one", "/fork two", engine=engine)
     assert [line.partition(" already")[0] for line in told(chat)[1:]] == [
-        "There is a session 'one'",
-        "There is a branch 'two' in this chat",
+        "A session 'one'",
+        "A branch 'two'",
     ]
 
 
@@ -173,7 +174,7 @@ def test_an_empty_branch_makes_way_for_a_session_of_its_name():
 
 def test_opening_the_session_that_one_is_in_goes_on_with_it():
     chat = talk("hi", "/save one", "/open one", "ho", "/save one")
-    assert told(chat)[2].startswith("one goes on: 1 turn")
+    assert told(chat)[2].startswith("Resuming one: 1 turn")
     assert saved("one") == ["hi", "a", "ho", "b"]
     assert locks() == []
 
@@ -291,7 +292,7 @@ def test_a_damaged_cache_is_told_and_the_chat_goes_on(monkeypatch, capsys):
     talk("/open one", "ho")
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith(f"segue: {path}: The KV cache was set aside: ")
+    assert err.startswith(f"segue: {path}: The KV cache is left out; ")
     assert err.count("\n") == 1
     assert saved("one") == ["hi", "a", "ho", "a"]
 
@@ -333,11 +334,10 @@ def test_the_model_does_not_read_ahead_while_it_is_saved(monkeypatch):
         save(self, path)
 
     monkeypatch.setattr(ChatSession, "prewarm", read_until_stopped)
-    monkeypatch.setattr(ChatSession, "settle", read_until_stopped)
     monkeypatch.setattr(ChatSession, "save", watching)
     session = ChatSession(FakeEngine(letters()), instructions="be kind " * 20)
     quiet = chat_of(alone(session), "/save one", "hi", "ho")
-    TerminalChat(quiet.branches, quiet.console, prompter_of(quiet)).run()
+    TerminalChat(quiet.branches, quiet.console, prompter_of(quiet), COMMANDS).run()
     assert seen == [(True, False)] * 3
 
 
@@ -350,13 +350,13 @@ def test_a_session_that_was_begun_and_left_is_still_ours():
         engine=engine, session="new",
     )  # fmt: skip
     assert seen == [2]
-    assert told(chat)[1] == "new begins; it is saved after every turn."
+    assert told(chat)[1] == "Starting new; saved after every turn."
     assert saved("new") == ["ho", "b"]
     assert locks() == []
 
 
 def test_a_branch_that_nobody_opened_has_its_file_alone():
     branch = Branch(None, "x", session_path("x"))
-    branch.keep()
+    branch.save_changes()
     branch.close()
     assert branch.session is None

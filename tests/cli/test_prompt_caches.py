@@ -46,7 +46,7 @@ def test_a_text_may_come_from_standard_input(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("é\n".encode())))
     out = tmp_path / "c"
     assert cache_prompt(monkeypatch, FakeEngine(), "-", "-o", str(out)) == 0
-    assert "é" in segue.load_prompt_cache(out, FakeEngine()).instructions
+    assert "é" in segue.load_prompt_cache(out, FakeEngine()).conversation.instructions
 
 
 @pytest.mark.parametrize(
@@ -54,8 +54,8 @@ def test_a_text_may_come_from_standard_input(capsys, monkeypatch, tmp_path):
     [
         ("missing", "out", "missing can't be read: No such file"),
         (".", "out", ". can't be read: Is a directory"),
-        ("empty", "out", "empty holds no text"),
-        ("binary", "out", "binary is not UTF-8 text (byte 1)"),
+        ("empty", "out", "empty has no text"),
+        ("binary", "out", "binary must be UTF-8 text, but byte 1 is not"),
         ("text", "no/out", "no/out can't be written"),
         ("text", ".", ". can't be written"),
     ],
@@ -97,8 +97,8 @@ def test_the_cache_of_a_chat_is_kept_and_taken_up(tmp_path, monkeypatch):
     assert "This session has no cache yet" in shown
     assert not Path("d").exists()
     cache = segue.load_prompt_cache(tmp_path / "c", engine_of(session))
-    assert cache.history == session.history
-    assert f"{session.cached_tokens} tokens are in" in shown
+    assert cache.conversation.messages == session.history
+    assert f"Saved {session.cached_tokens} tokens in" in shown
 
 
 @pytest.mark.proof

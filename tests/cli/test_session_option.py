@@ -18,13 +18,16 @@ from segue import (
     ChatSession,
     GenerationConfig,
     SessionFile,
-    SpeculativeDecodingConfig,
+    SessionWarning,
 )
 from segue.cli.sessions import folder as session_folder
 from segue.cli.sessions.folder import session_path, sessions_folder
+from segue.config import CacheConfig
 from segue.testing import FakeEngine
 
 pytestmark = pytest.mark.usefixtures("data_folder")
+
+SMALL = CacheConfig(max_kv_size=64)
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ def test_a_model_that_is_named_is_taken(capsys, piped):
     assert run("chat", "--session", "trip", "--model", "m") == 0
     out, err = capsys.readouterr()
     assert out == "other\n"
-    assert err.startswith(f"segue: {session_path('trip')}: The KV cache was set aside: ")
+    assert err.startswith(f"segue: {session_path('trip')}: The KV cache is left out; ")
     assert err.count("\n") == 1
     assert piped.loaded == ["smollm2", "m"]
     assert contents(SessionFile.read(session_path("trip")).history) == ["hi", "a", "ho", "other"]
@@ -125,8 +128,9 @@ def test_settings_that_are_given_override_those_that_were_saved(capsys, piped):
     shown(capsys, "chat", "--session", "trip", "--top-k", "0", "--stop", "x")
     file = SessionFile.read(session_path("trip"))
     assert file.instructions == "Be kind."
-    assert file.settings.speculative == SpeculativeDecodingConfig("prompt-lookup", 5)
-    assert file.generation == GenerationConfig(
+    assert file.settings.draft == "prompt-lookup"
+    assert file.settings.generation.num_draft_tokens == 5
+    assert file.settings.generation == GenerationConfig(
         temperature=0.5, top_k=0, seed=1, stop=["x"], max_tokens=1024, prefill_step_size=512
     )
     piped("he\n", engine)
@@ -134,8 +138,9 @@ def test_settings_that_are_given_override_those_that_were_saved(capsys, piped):
     shown(capsys, "chat", "--session", "trip", *arguments)
     file = SessionFile.read(session_path("trip"))
     assert file.instructions == "Be brief."
-    assert file.settings.speculative == SpeculativeDecodingConfig("prompt-lookup", 2)
-    assert file.generation.temperature == 0.5
+    assert file.settings.draft == "prompt-lookup"
+    assert file.settings.generation.num_draft_tokens == 2
+    assert file.settings.generation.temperature == 0.5
 
 
 def test_settings_of_a_session_made_by_a_program_stay(capsys, piped):
@@ -146,7 +151,9 @@ def test_settings_of_a_session_made_by_a_program_stay(capsys, piped):
     session.close()
     piped("hi\n", engine)
     shown(capsys, "chat", "--session", "trip")
-    assert SessionFile.read(session_path("trip")).generation == GenerationConfig(max_tokens=7)
+    assert SessionFile.read(session_path("trip")).settings.generation == GenerationConfig(
+        max_tokens=7
+    )
 
 
 def test_settings_that_do_not_go_with_the_saved_ones_are_told(capsys, piped):
@@ -154,13 +161,87 @@ def test_settings_that_do_not_go_with_the_saved_ones_are_told(capsys, piped):
     piped("hi\n", engine)
     shown(capsys, "chat", "--session", "trip", "--max-kv-size", "64")
     piped("hi\n", engine)
-    assert "can't go together" in complaint(capsys, "chat", "--session", "trip", "--kv-bits", "8")
+    told = complaint(capsys, "chat", "--session", "trip", "--kv-bits", "8")
+    assert "can't go together" in told
+    assert "can't be combined with a setting of the saved session: " in told
+    assert told.endswith("Leave the option out, or start a new session.\n")
     assert [file.name for file in sessions_folder().iterdir()] == ["trip.segue"]
+
+
+@pytest.mark.filterwarnings("always")
+def test_another_kind_of_kv_cache_drops_the_saved_one_and_says_so(capsys, piped):
+    engine = FakeEngine(letters())
+    piped("hi\n", engine)
+    shown(capsys, "chat", "--session", "trip")
+    read = SessionFile.read(session_path("trip")).usage.turns[0]
+    piped("ho\n", engine)
+    options = ["--kv-bits", "8", "--quantized-kv-start", "0", "--kv-group-size", "64"]
+    assert run("chat", "--session", "trip", *options) == 0
+    out, err = capsys.readouterr()
+    assert out == "b\n"
+    assert err == (
+        f"segue: {session_path('trip')}: The KV cache was saved with --kv-bits off "
+        "--quantized-kv-start 5000, and can't be used with --kv-bits 8 --quantized-kv-start 0. The "
+        "next turn reads the conversation again. Leave the option out to keep the cache.\n"
+    )
+    file = SessionFile.read(session_path("trip"))
+    assert file.usage.turns[1].cached_tokens == 0
+    assert file.usage.turns[1].fed_tokens > read.fed_tokens
+    assert file.settings.cache.kv_bits == 8
+    # Given again, or left out, nothing differs any more.
+    for options in (["--kv-bits", "8"], []):
+        piped("he\n", engine)
+        shown(capsys, "chat", "--session", "trip", *options)
+        assert SessionFile.read(session_path("trip")).usage.turns[-1].cached_tokens > 0
+
+
+def test_a_dropped_kv_cache_stays_in_the_file_until_a_turn_is_saved(capsys, piped):
+    engine = FakeEngine(letters())
+    piped("hi\n", engine)
+    shown(capsys, "chat", "--session", "trip")
+    before = session_path("trip").read_bytes()
+    piped("", engine)
+    with pytest.warns(SessionWarning, match="saved with --max-kv-size off, and can't be used with"):
+        talk(session="trip", engine=engine, cache=SMALL, given={"max_kv_size"})
+    assert session_path("trip").read_bytes() == before
+
+
+def test_cache_settings_that_a_cache_is_not_made_of_keep_it(capsys, piped):
+    engine = FakeEngine(letters())
+    piped("hi\n", engine)
+    shown(capsys, "chat", "--session", "trip")
+    piped("ho\n", engine)
+    # Without --kv-bits there is nothing to quantize.
+    options = ["--kv-group-size", "32", "--max-checkpoints", "2", "--max-checkpoint-bytes", "9"]
+    shown(capsys, "chat", "--session", "trip", *options)
+    file = SessionFile.read(session_path("trip"))
+    assert file.usage.turns[1].cached_tokens > 0
+    saved = file.settings.cache
+    assert (saved.max_checkpoints, saved.max_checkpoint_bytes) == (2, 9)
+
+
+def test_a_new_session_takes_any_cache_settings(capsys, piped):
+    piped("hi\n", FakeEngine(letters()))
+    assert shown(capsys, "chat", "--session", "trip", "--max-kv-size", "64") == "a\n"
+    write("empty")
+    piped("", FakeEngine(letters()))
+    assert shown(capsys, "chat", "--session", "empty", "--max-kv-size", "64") == ""
+
+
+@pytest.mark.filterwarnings("always")
+def test_a_cache_option_holds_for_every_session_that_the_chat_opens(capsys):
+    engine = FakeEngine(letters())
+    talk("hi", "/save one", engine=engine)
+    with pytest.warns(SessionWarning) as warned:
+        chat = talk("/open one", "ho", engine=engine, cache=SMALL, given={"max_kv_size"})
+    assert len(warned) == 1
+    assert contents(chat.session.history) == ["hi", "a", "ho", "b"]
+    assert chat.session.usage.turns[-1].cached_tokens == 0
 
 
 def test_session_and_cache_do_not_go_together(capsys):
     told = complaint(capsys, "chat", "--session", "trip", "--cache", "c")
-    assert told.startswith("segue: --session and --cache can't go together")
+    assert told.startswith("segue: --session and --cache can't be used together")
 
 
 def test_what_is_wrong_with_a_session_is_told_before_the_model_is_loaded(capsys, piped, tmp_path):
@@ -186,6 +267,7 @@ def test_a_session_that_can_only_be_read_goes_on_unsaved(monkeypatch):
 
     monkeypatch.setattr(session_folder, "FileLock", closed)
     monkeypatch.setattr("segue.store.opening.FileLock", closed)
+    monkeypatch.setattr("segue.store.saving.FileLock", closed)
     chat = talk("ho", session="trip", engine=engine)
     assert contents(chat.session.history) == ["hi", "a", "ho", "b"]
     assert "could not be written: Permission denied." in told(chat)[1]
@@ -194,12 +276,12 @@ def test_a_session_that_can_only_be_read_goes_on_unsaved(monkeypatch):
 def test_a_chat_with_a_session_in_a_terminal():
     engine = FakeEngine(letters())
     chat = talk("hi", "/undo", "ho", session="trip", engine=engine)
-    assert chat.branches.current.told == "trip begins; it is saved after every turn."
+    assert chat.branches.current.summary == "Starting trip; saved after every turn."
     chat = talk("/fork train", "he", session="trip", engine=engine)
     assert contents(SessionFile.read(session_path("trip")).history) == ["ho", "b"]
     assert contents(SessionFile.read(session_path("train")).history) == ["ho", "b", "he", "c"]
     chat = talk(session="train", engine=engine)
-    assert chat.branches.current.told.startswith("train goes on: 2 turns, ")
+    assert chat.branches.current.summary.startswith("Resuming train: 2 turns, ")
 
 
 # How prompt_toolkit takes over the terminal.
@@ -232,7 +314,7 @@ def test_in_a_terminal_the_session_is_greeted_and_outlives_a_kill():
         return child
 
     child = spawn()
-    child.expect("trip begins; it is saved after every turn.")
+    child.expect("Starting trip; saved after every turn.")
     child.expect(READY)
     child.send("hi\r")
     child.expect("hello")
@@ -243,7 +325,7 @@ def test_in_a_terminal_the_session_is_greeted_and_outlives_a_kill():
     child.expect(pexpect.EOF)
     child.close()
     child = spawn()
-    child.expect(r"trip goes on: 1 turn, \d+ tokens, saved moments ago; saved after every")
+    child.expect(r"Resuming trip: 1 turn, \d+ tokens, saved moments ago; saved after every")
     child.expect(READY)
     child.send("/quit\r")
     child.expect(pexpect.EOF)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,11 @@ from kit.saved_sessions import CALL, NOW, TALK, write
 from segue import ConfigurationError, Message, SessionFile
 from segue.cli.sessions import folder as session_folder
 from segue.cli.sessions import list as session_list
-from segue.cli.sessions.folder import age, check_name, session_path, sessions_folder
-from segue.cli.sessions.list import narrowed, size_text
+from segue.cli.sessions.folder import check_name, session_path, sessions_folder
+from segue.cli.sessions.list import narrowed
+from segue.cli.words import age, size_text
 from segue.conversation import turns_taken
-from segue.store.session_layout import Origin
+from segue.store.session_layout import Origin, write_session_file
 from segue.usage import TurnUsage, Usage
 
 pytestmark = pytest.mark.usefixtures("data_folder")
@@ -33,7 +34,7 @@ def _at_noon(monkeypatch):
 def test_an_empty_list_says_how_to_begin(capsys):
     for arguments in (["sessions"], ["sessions", "list"]):
         assert run(*arguments) == 0
-        told = "There are no saved sessions. segue chat --session NAME begins one.\n"
+        told = "There are no saved sessions. Start one with: segue chat --session NAME\n"
         assert capsys.readouterr() == ("", told)
     assert not sessions_folder().exists()
 
@@ -70,7 +71,7 @@ def test_damaged_sessions_are_listed_with_what_is_wrong(capsys):
     assert [" (damaged) " in line for line in lines[1:6]] == [False, False, True, True, True]
     assert lines[1].split()[-1] == "moments"
     assert lines[3].endswith("  1 hour")
-    why = "(its checksum is not that of its content)"
+    why = "(its checksum does not match its content)"
     assert lines[6] == f"hurt: Damaged: header {why}, settings {why}."
     assert lines[7].startswith(f"worse: The conversation in {worse} is damaged: its checksum ")
     assert lines[8].startswith(f"none: {sessions_folder()}/none.segue can't be read as a session")
@@ -150,11 +151,15 @@ def test_tokens_are_those_of_the_cache_or_else_of_the_last_turn(capsys):
     assert lines[2].split()[:3] == ["c", "0", "0"]
 
 
-def test_a_saving_time_without_a_zone_is_one_in_utc():
+def test_every_saving_time_has_a_zone():
+    path = write("a")
+    naive = Origin("m", "f", NOW.replace(tzinfo=None)).to_json()
+    write_session_file(path, SessionFile.read(path).conversation, {"origin": naive}, {})
+    session = session_folder.SavedSession.look_up("a", path)
+    assert session.saved == datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    assert "origin (its time can't be read)" in session.problem
     file = SessionFile.read(write("a"))
-    origin = Origin("m", "f", NOW.replace(tzinfo=None))
-    changed = type(file)(file.path, file.size, file.conversation, origin=origin)
-    assert session_folder.SavedSession.of("a", changed).saved == NOW
+    assert session_folder.SavedSession.of("a", file).saved == NOW
     nothing = type(file)(file.path, file.size, file.conversation)
     assert session_folder.SavedSession.of("a", nothing).saved.tzinfo is not None
 
@@ -208,11 +213,11 @@ def test_names_are_files_in_the_folder(name):
     ["", ".", "..", ".x", " x", "x ", "a\\b", "a\0", "a\nb", "a:b", "x" * 61, "😀", "\udcff"],
 )
 def test_what_can_not_be_a_name_is_refused(name, capsys):
-    with pytest.raises(ConfigurationError, match="can't be the name of a session"):
+    with pytest.raises(ConfigurationError, match="A session's name must be 1 to 60 letters"):
         session_path(name)
     if "\0" not in name and name != "\udcff":
-        assert "can't be the name" in complaint(capsys, "sessions", "show", name)
-        assert "can't be the name" in complaint(capsys, "chat", "--session", name)
+        assert "name must be" in complaint(capsys, "sessions", "show", name)
+        assert "name must be" in complaint(capsys, "chat", "--session", name)
 
 
 @pytest.mark.parametrize("target", ["./x", "../x.segue", "/tmp/x", "x.segue", ".segue"])

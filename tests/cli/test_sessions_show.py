@@ -99,7 +99,7 @@ def test_an_export_that_can_not_be_written_is_told(capsys, tmp_path, monkeypatch
 
 @pytest.mark.parametrize("command", ["show", "export", "delete"])
 def test_a_missing_session_is_told(capsys, command):
-    told = "segue: There is no session 'trip'. segue sessions lists those that there are.\n"
+    told = "segue: There is no session 'trip'. Run `segue sessions` to list them.\n"
     assert complaint(capsys, "sessions", command, "trip") == told
     assert "There is no session 'no/x'" in complaint(capsys, "sessions", command, "no/x")
     assert "Missing argument 'NAME" in complaint(capsys, "sessions", command)
@@ -167,15 +167,15 @@ def test_help(capsys):
     assert shown(capsys, "sessions", "--help") == (
         "Usage: segue sessions [OPTIONS] [COMMAND] [ARGS]...\n\n"
         "  List, show, export and delete saved sessions.\n\n"
-        "  Without a command, list them. A NAME that has a slash or ends in .segue is a\n"
-        "  path.\n\n"
+        "  Without a command, the sessions are listed. A NAME with a slash, or ending\n"
+        "  in .segue, is a path.\n\n"
         "Options:\n"
         "  -h, --help  Show this message and exit.\n\n"
         "Commands:\n"
         "  delete  Delete sessions.\n"
-        "  export  Write a session's conversation as text.\n"
-        "  list    List the saved sessions, the newest first.\n"
-        "  show    Show what was said in a session.\n"
+        "  export  Write a session's conversation as Markdown or JSON.\n"
+        "  list    List the saved sessions, newest first.\n"
+        "  show    Show a session's conversation.\n"
     )
 
 

@@ -13,7 +13,8 @@ FOLDER = Path(__file__).parent / "sessions"
 sys.path[:0] = [str(Path(__file__).parent.parent)]
 
 from kit.old_sessions import SESSIONS, next_token  # noqa: E402
-from segue import ChatSession, GenerationConfig, load_prompt_cache  # noqa: E402
+from kit.settings import arguments  # noqa: E402
+from segue import ChatSession, load_prompt_cache  # noqa: E402
 from segue.testing import FakeEngine  # noqa: E402
 
 
@@ -34,10 +35,10 @@ def main() -> None:
             engine,
             instructions=made.instructions,
             history=made.history,
-            generation=GenerationConfig(**made.generation),
+            **arguments(**made.generation),
             template_kwargs=made.template_kwargs,
             on_overflow=made.on_overflow,
-            cache=cache,
+            prompt_cache=cache,
         ) as session:
             for question in made.questions:
                 session.respond(question)

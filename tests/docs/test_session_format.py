@@ -8,7 +8,7 @@ from kit.altered_files import STATES, TEXTS, Parts, make
 from kit.pages import SESSION_FILES, code
 from kit.paths import OLD_SESSIONS
 from kit.sessions import say
-from segue import ChatSession, Message
+from segue import ChatSession, Message, ToolCall
 from segue.testing import FakeEngine
 
 KEPT = sorted(OLD_SESSIONS.glob("v1-*.segue"))
@@ -52,7 +52,10 @@ def test_the_page_s_code_finds_what_is_changed(verify, tmp_path):
 
 def test_the_page_names_every_key(tmp_path):
     text = SESSION_FILES.read_text(encoding="utf-8")
-    history = [Message.assistant("", tool_calls=[{}], reasoning="r"), Message.tool("x", name="n")]
+    history = [
+        Message.assistant("", tool_calls=[ToolCall("f", {})], reasoning="r"),
+        Message.tool("x", name="n"),
+    ]
     with ChatSession(FakeEngine(say), history=history) as session:
         session.respond("hi")
         session.save(tmp_path / "talk.segue")

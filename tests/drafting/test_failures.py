@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 
-from kit.drafts import KINDS, PLAIN, check_draft, speculative_for
+from kit.contexts import context_for, run
+from kit.drafts import KINDS, PLAIN, check_draft, draft_for
 from kit.logits import check_next_logits
 from kit.models import disturbed, toy_engine
-from kit.probe import acceptance_of, draft_ids, put_model
+from kit.probe import acceptance_of, draft_ids, layers_of, put_model
 from segue import (
+    CacheConfig,
     ChatSession,
     GenerationConfig,
     GenerationError,
     MlxEngine,
-    SpeculativeDecodingConfig,
 )
 from segue.testing import ToyTokenizer
 
@@ -39,9 +41,7 @@ def test_a_failing_draft_costs_no_cache_of_the_models(pair):
 
     unsound = MlxEngine(Failing(), ToyTokenizer(), name="unsound")
     for good in range(8):
-        session = ChatSession(
-            pair[0], generation=PLAIN, speculative=SpeculativeDecodingConfig(unsound, 3)
-        )
+        session = ChatSession(pair[0], generation=replace(PLAIN, num_draft_tokens=3), draft=unsound)
         plain = ChatSession(pair[0], generation=PLAIN)
         assert session.respond("hello world") == plain.respond("hello world")
         before = session.cached_tokens
@@ -58,13 +58,13 @@ def test_a_failing_draft_costs_no_cache_of_the_models(pair):
 
 
 @pytest.mark.parametrize("kind", ["full", "sliding"])
-def test_a_mark_of_an_earlier_reply_is_never_gone_back_to(kind):
+def test_a_checkpoint_of_an_earlier_reply_is_never_gone_back_to(kind):
     make, kwargs = KINDS[kind]
     engine = toy_engine(make, **kwargs)
     session = ChatSession(
         engine,
         generation=PLAIN,
-        speculative=SpeculativeDecodingConfig(disturbed(engine, make, noise=0.05, **kwargs), 4),
+        draft=disturbed(engine, make, noise=0.05, **kwargs),
     )
     session.respond("hello world hello world")
     assert acceptance_of(session).proposed > 0
@@ -90,9 +90,7 @@ def test_a_failure_while_a_closed_reply_is_tidied_up_empties_the_cache(kind):
     model = engine.model
     failed = 0
     for taken in range(1, 10):
-        session = ChatSession(
-            engine, generation=PLAIN, speculative=SpeculativeDecodingConfig(draft, 4)
-        )
+        session = ChatSession(engine, generation=replace(PLAIN, num_draft_tokens=4), draft=draft)
         session.respond("hello world hello world")
         reply = session.stream("the the the")
         list(itertools.islice(reply, taken))
@@ -125,9 +123,10 @@ def test_turns_may_come_from_different_threads(kind, draft):
     proposer = (
         "prompt-lookup" if draft == "lookup" else disturbed(engine, make, noise=0.1, **kwargs)
     )
-    speculative = None if draft is None else SpeculativeDecodingConfig(proposer, 3)
-    session = ChatSession(engine, generation=PLAIN, speculative=speculative)
-    other = ChatSession(engine, generation=PLAIN, speculative=speculative)
+    proposer = None if draft is None else proposer
+    config = replace(PLAIN, num_draft_tokens=3)
+    session = ChatSession(engine, generation=config, draft=proposer)
+    other = ChatSession(engine, generation=config, draft=proposer)
     for number, text in enumerate(("hello hello hello", "the the", "he")):
         with ThreadPoolExecutor(1) as elsewhere:
             assert elsewhere.submit(session.respond, text).result() == other.respond(text)
@@ -143,9 +142,7 @@ def test_with_a_seed_a_bad_draft_model_switches_itself_off_all_the_same(pair, mo
     config = GenerationConfig(max_tokens=150, temperature=0.7, seed=1)
     replies = []
     for _ in range(2):
-        session = ChatSession(
-            pair[0], generation=config, speculative=SpeculativeDecodingConfig(bad, 5)
-        )
+        session = ChatSession(pair[0], generation=replace(config, num_draft_tokens=5), draft=bad)
         replies.append(session.respond("hello"))
         proposed, _ = acceptance_of(session)
         assert 0 < proposed <= 60
@@ -156,7 +153,7 @@ def test_for_a_single_token_nothing_is_drafted_or_read_by_the_draft(pair):
     session = ChatSession(
         pair[0],
         generation=GenerationConfig(max_tokens=1),
-        speculative=speculative_for(pair, "model"),
+        draft=draft_for(pair, "model"),
     )
     session.respond("hello world")
     assert draft_ids(session) == []
@@ -164,11 +161,11 @@ def test_for_a_single_token_nothing_is_drafted_or_read_by_the_draft(pair):
 
 
 def test_progress_counts_what_this_turn_reads(pair):
-    for speculative in (None, speculative_for(pair, "lookup")):
+    for proposer in (None, draft_for(pair, "lookup")):
         session = ChatSession(
             pair[0],
             generation=GenerationConfig(max_tokens=8, prefill_step_size=8),
-            speculative=speculative,
+            draft=proposer,
         )
         session.respond("hello hello hello hello")
         told = []
@@ -182,3 +179,30 @@ def test_progress_counts_what_this_turn_reads(pair):
         assert told[0][:2] == (0, total)
         assert told[-1][:2] == (total, total)
         assert all(held == reply.cached_tokens + fed for fed, _, held in told)
+
+
+def test_a_pass_that_fails_after_all_proposals_were_rejected_empties_the_cache(pair):
+    """The caches were in step after the rejection, and no longer in the pass after it.
+
+    Before the last token, nothing is proposed any more.
+    """
+    model, config = pair[0].model, replace(PLAIN, max_tokens=12)
+    failed = 0
+    for good in range(1, config.max_tokens + 3):
+        context = context_for(pair[0], CacheConfig(), draft=toy_engine(head_dim=64))
+        left = [good]
+
+        def failing(inputs, cache, left=left):
+            left[0] -= 1
+            if left[0]:
+                return model(inputs, cache=cache)
+            model(inputs, cache=[*cache[:2], None, None])
+            raise RuntimeError("out of memory")
+
+        put_model(context, failing)
+        with pytest.raises(GenerationError):
+            list(run(context, [5, 6, 7], config))
+        assert context.offset == 0
+        assert all(layer.empty() for layer in layers_of(context))
+        failed += context.acceptance.proposed > context.acceptance.accepted == 0
+    assert failed > 3

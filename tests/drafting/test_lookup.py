@@ -66,3 +66,18 @@ def test_a_text_that_repeats_is_taken_to_go_on():
     lookup = PromptLookup()
     lookup.follow([1, 2, 1, 2, 1, 2])
     assert lookup.propose(5) == [1, 2, 1, 2, 1]
+
+
+@given(IDS, st.lists(st.tuples(st.integers(0, 40), IDS), max_size=4), st.integers(1, 8))
+def test_what_was_cut_off_is_forgotten(ids, changes, count):
+    lookup = PromptLookup()
+    lookup.follow(ids)
+    for length, more in changes:
+        ids = ids[:length] + more
+        lookup.cut(length)
+        lookup.extend(more)
+        fresh = PromptLookup()
+        fresh.follow(ids)
+        # The whole index: none of it is of ids that were cut off.
+        assert vars(lookup) == vars(fresh)
+        assert lookup.propose(count) == plainly(ids, count)

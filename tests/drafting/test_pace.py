@@ -77,7 +77,7 @@ def test_single_disturbed_passes_decide_nothing(decoding):
 
 def test_the_readers_time_does_not_count(decoding):
     for _ in range(ENOUGH):
-        decoding.pace.leave()
+        decoding.pace.suspend()
         decoding.clock.now += 100.0
         decoding.pace.resume()
         decoding.drafted(tokens=2)

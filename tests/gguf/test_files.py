@@ -314,4 +314,4 @@ def test_heads_that_rotate_in_part(tmp_path):
 def test_more_tokens_than_the_embedding_has(tmp_path):
     path = tmp_path / "tokens.gguf"
     write_model(path, more_tokens=40)
-    refused(path, ModelFormatError, "alone")
+    refused(path, ModelFormatError, "but embeddings for only")

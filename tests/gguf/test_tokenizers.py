@@ -24,7 +24,7 @@ from segue import ChatSession, GenerationConfig, ModelFormatError, UnsupportedMo
 from segue.gguf.header import GGUFFile
 from segue.gguf.tokenizer import load_tokenizer
 from segue.gguf.words import WORDS
-from segue.tokenizers.hugging_face import MlxTokenizer
+from segue.tokenizers.hugging_face import HuggingFaceTokenizer
 
 WORDS_AND_IDS = json.loads((RECORDED / "gguf_words.json").read_text())
 
@@ -103,7 +103,7 @@ def check(ours: Any, theirs: Any, text: str) -> None:
     assert ids == theirs.encode(text)
     spelt = text.replace("▁", " ")
     assert ours.decode(ids) == spelt
-    streaming = MlxTokenizer(ours).detokenizer()
+    streaming = HuggingFaceTokenizer(ours).detokenizer()
     streamed = "".join(map(streaming.add, ids)) + streaming.finish()
     # A reply stands behind a prompt: there, a prefixed space is one, and this template leaves it.
     prefixed = theirs.id_to_piece(theirs.encode("a"))[0] != "a"
@@ -173,7 +173,7 @@ CONVERSATION = [
 
 
 def prompt(file: GGUFFile) -> list[int]:
-    tokenizer = MlxTokenizer(load_tokenizer(file))
+    tokenizer = HuggingFaceTokenizer(load_tokenizer(file))
     text = tokenizer.render(CONVERSATION, add_generation_prompt=True, template_kwargs={})
     return list(tokenizer.encode(text))
 
@@ -197,13 +197,13 @@ def test_byte_level_files_demand_bos_by_their_rule(pre, count):
 
 
 def test_bos_stands_nowhere_but_in_front():
-    tokenizer = MlxTokenizer(load_tokenizer(header(gemma_vocabulary(), WITHOUT_BOS)))
+    tokenizer = HuggingFaceTokenizer(load_tokenizer(header(gemma_vocabulary(), WITHOUT_BOS)))
     assert 2 not in tokenizer.encode("hello")
     assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
 
 
 def test_a_template_that_renders_nothing_still_does():
-    tokenizer = MlxTokenizer(load_tokenizer(header(gemma_vocabulary(), "{{ '' }}")))
+    tokenizer = HuggingFaceTokenizer(load_tokenizer(header(gemma_vocabulary(), "{{ '' }}")))
     rendered = tokenizer.render(CONVERSATION, add_generation_prompt=True, template_kwargs={})
     assert rendered == ""
 

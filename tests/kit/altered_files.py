@@ -108,7 +108,7 @@ def goes_on(session: ChatSession, whole: SessionFile) -> None:
     """It has the conversation, and says next what the model says to a fresh prefill of it."""
     assert session.history == whole.history
     check_ledger(session)
-    session.generation = whole.generation
+    session.generation = whole.settings.generation
     said = session.respond("and then?")
     check_ledger(session)
     prompt = rendered(session, session.history[:-1], prompt=True)

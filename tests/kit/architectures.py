@@ -11,7 +11,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ import mlx.core as mx
 from mlx.utils import tree_map_with_path
 from mlx_lm.models.cache import make_prompt_cache
 
-from kit.oracle import BASE, TOLERANCE, EditingTokenizer, Expected, Talk, relative_error, wrap
-from segue import ConfigurationError, MlxEngine
+from kit.oracle import TOLERANCE, EditingTokenizer, Expected, Talk, relative_error, wrap
+from segue import CacheConfig, ConfigurationError, MlxEngine
 
 DATA = os.environ.get("SEGUE_DATA")
 NO_DATA = "SEGUE_DATA does not name the folder that holds architectures.json"
@@ -179,7 +179,7 @@ class Result:
 
     Attributes:
         kinds: Its kinds of caches, and how many layers have each.
-        by_marks: Whether there are layers that come back to marks alone.
+        by_checkpoints: Whether there are layers that come back to checkpoints alone.
         own_error: How far mlx-lm's logits are from its own, if it is fed in other parts; no Segue
             in it.
         outcomes: By setup: what held, or why it was refused.
@@ -188,7 +188,7 @@ class Result:
     """
 
     kinds: dict[str, int]
-    by_marks: bool
+    by_checkpoints: bool
     own_error: float
     outcomes: dict[str, str] = field(default_factory=dict)
     worst: float = 0.0
@@ -197,7 +197,7 @@ class Result:
     def row(self, name: str) -> str:
         """Its line in the table of the docs."""
         caches = ", ".join(f"{count} {kind}" for kind, count in self.kinds.items())
-        back = "marks" if self.by_marks else "any place"
+        back = "checkpoints" if self.by_checkpoints else "any place"
         return f"| {' | '.join([name, caches, back, *self.outcomes.values()])} |"
 
 
@@ -210,7 +210,7 @@ FED_ONLY = "tokens only"
 # What the engine's refusals come from, by what they say; the last one by all that they may say.
 REFUSALS = {
     "its layers bring bounded caches": "no plain layer",
-    "no layer of that kind": "no plain layer",
+    "none of its layers can be": "no plain layer",
     "RotatingKVCache Quantization NYI": "windows",
     "needs to be divisible": "head size",
     "": "model's own attention",
@@ -236,12 +236,12 @@ def examine(name: str) -> Result:
         raise CannotRunError(str(error)) from error
     result = Result(
         kinds(make_prompt_cache(engine.model)),
-        Expected(engine, BASE).by_marks,
+        Expected(engine, CacheConfig()).by_checkpoints,
         own_error,
     )
     for setup, choices in SETUPS.items():
         for settings in choices:
-            config = replace(BASE, **settings)
+            config = CacheConfig(**settings)
             try:
                 engine.context(config)
             except ConfigurationError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from functools import partial
 
 from rich.console import Console
 
@@ -11,7 +10,9 @@ from kit.probe import engine_of
 from segue import ChatSession, GenerationConfig
 from segue.cli.chat.branches import Branch, Branches
 from segue.cli.chat.chat import TerminalChat
-from segue.cli.chat.start import Start
+from segue.cli.chat.commands import COMMANDS
+from segue.cli.chat.start import Opener, Start
+from segue.config import CacheConfig
 from segue.testing import FakeEngine
 
 COSTS = "tokens read · "
@@ -35,12 +36,12 @@ class Typed:
 
 def alone(session):
     """A chat that has no other branch yet."""
-    return Branches(Branch(session), partial(ChatSession.open, engine=engine_of(session)))
+    return Branches(Branch(session), Opener(engine_of(session), {}, {}))
 
 
 def chat_of(branches, *lines) -> TerminalChat:
     console = Console(file=io.StringIO(), width=2000, force_terminal=False)
-    return TerminalChat(branches, console, Typed(*lines), read_ahead=False)
+    return TerminalChat(branches, console, Typed(*lines), COMMANDS, read_ahead=False)
 
 
 def converse(*lines, script=("hello", "fine", "well"), **kwargs) -> tuple[str, ChatSession]:
@@ -57,11 +58,11 @@ def told(chat: TerminalChat) -> list[str]:
     return [line for line in lines if line and COSTS not in line]
 
 
-def talk(*lines, engine=None, generation=GenerationConfig(), **start) -> TerminalChat:  # noqa: B008
+def talk(*lines, engine=None, generation=GenerationConfig(), cache=CacheConfig(), **start):  # noqa: B008
     """A chat that begins as the command line says, and is over."""
     begin = Start(**start)
-    place = begin.place()
-    branches = begin.branches(engine or FakeEngine(letters()), generation, place)
+    claim = begin.claim()
+    branches = begin.branches(engine or FakeEngine(letters()), generation, cache, claim)
     chat = chat_of(branches, *lines)
     chat.run()
     return chat

@@ -19,8 +19,8 @@ from kit.models import (
     toy_engine,
 )
 from kit.probe import next_logits
-from segue import GenerationConfig, MlxEngine
-from segue.engine import Step, StoredPart, StoredTensor
+from segue import CacheConfig, GenerationConfig, MlxEngine
+from segue.engine import Request, Step, StoredState, StoredTensor
 
 
 def tiny_half(vocabulary: int) -> Any:
@@ -54,9 +54,24 @@ def engine_for(kind: str) -> MlxEngine:
     return toy_engine(make, **kwargs)
 
 
-def config_of(kind: str, **settings: Any) -> GenerationConfig:
-    defaults = {"max_tokens": 6, "prefill_step_size": 16, "max_marks": 3}
-    return GenerationConfig(**{**defaults, **KINDS[kind][2], **settings})
+def cache_of(kind: str, **settings: Any) -> CacheConfig:
+    return CacheConfig(**{"max_checkpoints": 3, **KINDS[kind][2], **settings})
+
+
+def config_of(**settings: Any) -> GenerationConfig:
+    return GenerationConfig(**{"max_tokens": 6, "prefill_step_size": 16, **settings})
+
+
+def context_for(
+    engine: MlxEngine, cache: CacheConfig, *, draft: Any = None, start: Any = None
+) -> Any:
+    """A new context, with a draft perhaps, and perhaps on an opaque prefix."""
+    context = engine.context(cache)
+    if start is not None:
+        context.start_from(start, opaque=True)
+    if draft is not None:
+        context.draft_with(draft)
+    return context
 
 
 def words(seed: int, count: int) -> list[int]:
@@ -68,11 +83,12 @@ def run(
     ids: Sequence[int],
     config: GenerationConfig,
     *,
-    marks: Sequence[int] = (),
+    checkpoints: Sequence[int] = (),
     pinned: int = 0,
 ) -> Iterator[Step]:
     """Have a context read a prompt and reply, step by step."""
-    steps: Iterator[Step] = context.generate(ids, config, marks=marks, pinned=pinned)
+    request = Request(ids, config, checkpoints=checkpoints, pinned=pinned)
+    steps: Iterator[Step] = context.run(request)
     return steps
 
 
@@ -90,9 +106,9 @@ class Line:
         self.ids = list(ids)
 
     def say(self, new: Sequence[int], config: GenerationConfig) -> list[int]:
-        """A turn; what was replied. Marks stand behind the opening and the question."""
+        """A turn; what was replied. Checkpoints are after the opening and the question."""
         prompt = [*self.ids, *new]
-        reply = run(self.context, prompt, config, marks=(PINNED, len(prompt)), pinned=PINNED)
+        reply = run(self.context, prompt, config, checkpoints=(PINNED, len(prompt)), pinned=PINNED)
         said = [step.token for step in reply]
         self.ids = [*prompt, *said]
         assert self.context.offset - self.context.prefix == len(self.ids)
@@ -113,29 +129,29 @@ class Line:
 
 def begun(kind: str, turns: int = 2, engine: MlxEngine | None = None, **kwargs: Any) -> Line:
     """A conversation of some turns."""
-    line = Line((engine or engine_for(kind)).context(config_of(kind), **kwargs))
+    line = Line(context_for(engine or engine_for(kind), cache_of(kind), **kwargs))
     for turn in range(turns):
-        line.say(words(turn, 14 - 3 * turn), config_of(kind))
+        line.say(words(turn, 14 - 3 * turn), config_of())
     return line
 
 
-def check_fresh(line: Line, engine: MlxEngine, config: GenerationConfig) -> None:
+def check_fresh(line: Line, engine: MlxEngine, cache: CacheConfig) -> None:
     """The next logits are those of a fresh context that read the same in one go."""
     if not line.ids:
         return
-    fresh = Line(engine.context(config))
+    fresh = Line(engine.context(cache))
     fresh.say(line.ids, GenerationConfig(max_tokens=0))
     got, expected = line.logits(), fresh.logits()
     # What is rounded to steps may be rounded to either of two, depending on the pass it was in.
-    tolerance = 1e-4 if config.kv_bits is None and got.dtype == mx.float32 else 0.1
+    tolerance = 1e-4 if cache.kv_bits is None and got.dtype == mx.float32 else 0.1
     error = (mx.abs(got - expected).max() / mx.abs(expected).max()).item()
     assert error < tolerance, f"relative error {error:.1e}"
 
 
-def through_a_file(parts: Mapping[str, StoredPart]) -> dict[str, StoredPart]:
+def through_a_file(parts: Mapping[str, StoredState]) -> dict[str, StoredState]:
     """What is left of parts that were written and read."""
     return {
-        name: StoredPart(
+        name: StoredState(
             json.loads(json.dumps(part.values)),
             {
                 at: StoredTensor(dtype, tuple(shape), bytes(data))

@@ -9,9 +9,9 @@ import mlx.core as mx
 from kit.logits import assert_close, fresh_logits
 from kit.models import tiny_hybrid, tiny_llama, tiny_mamba
 from kit.probe import draft_ids, draft_layers, draft_model, draft_offset, has_draft_model
-from segue import ChatSession, GenerationConfig, SpeculativeDecodingConfig
+from segue import ChatSession, GenerationConfig
 
-PLAIN = GenerationConfig(max_tokens=16)
+PLAIN = GenerationConfig(max_tokens=16, num_draft_tokens=4)
 # Which caches the model has, and which its draft: full, sliding past its window, recurrent, both.
 KINDS = {
     "full": (tiny_llama, {}),
@@ -21,8 +21,8 @@ KINDS = {
 }
 
 
-def speculative_for(pair, kind, count=4):
-    return SpeculativeDecodingConfig("prompt-lookup" if kind == "lookup" else pair[1], count)
+def draft_for(pair, kind):
+    return "prompt-lookup" if kind == "lookup" else pair[1]
 
 
 def check_draft(session: ChatSession) -> None:

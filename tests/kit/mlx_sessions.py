@@ -9,7 +9,7 @@ from mlx_lm.models.cache import save_prompt_cache
 from kit.contexts import read
 from kit.models import tiny_hybrid, tiny_llama, tiny_mamba
 from kit.probe import layers_of
-from segue import ChatSession, GenerationConfig, MlxEngine
+from segue import CacheConfig, ChatSession, GenerationConfig, MlxEngine
 from segue.mlx.kv.bounded import BoundedKVCache
 
 SHORT = GenerationConfig(max_tokens=8)
@@ -34,9 +34,14 @@ def counted(session: ChatSession, text: str) -> tuple[str, int]:
     return said, reply.prompt_tokens - reply.cached_tokens
 
 
-def foreign(engine: MlxEngine, path: Path, ids: list[int], config=SHORT) -> list:
+def foreign(
+    engine: MlxEngine,
+    path: Path,
+    ids: list[int],
+    cache: CacheConfig = CacheConfig(),  # noqa: B008 (immutable)
+) -> list:
     """A file as mlx-lm writes it, of tokens that it does not name."""
-    context = engine.context(config)
+    context = engine.context(cache)
     read(context, ids)
     layers = [
         layer.as_rotating() if isinstance(layer, BoundedKVCache) else layer

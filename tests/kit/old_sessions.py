@@ -16,7 +16,8 @@ from kit.models import (
     tiny_mamba,
     toy_engine,
 )
-from segue import ChatSession, GenerationConfig, Message, SpeculativeDecodingConfig
+from kit.settings import arguments
+from segue import ChatSession, Message, MlxEngine
 
 
 def next_token(ids: Sequence[int]) -> int:
@@ -60,7 +61,7 @@ SESSIONS = {
             "stop": ["é", "zz"],
             "logit_bias": {3: -1.5},
             "repetition_penalty": 1.1,
-            "max_marks": 3,
+            "max_checkpoints": 3,
         },
         template_kwargs={"tools": [{"name": "weather", "strict": None}], "enable_thinking": False},
         on_overflow="drop-oldest",
@@ -91,15 +92,15 @@ MLX_KINDS = {
 }
 
 
-def begin_mlx(kind: str) -> tuple[ChatSession, SpeculativeDecodingConfig | None]:
+def begin_mlx(kind: str) -> tuple[ChatSession, MlxEngine | None]:
     """A session as the kept one was, before anything was said."""
     make, shape, settings = MLX_KINDS[kind]
     engine = toy_engine(make, **shape)
-    speculative = None
-    if kind == "draft":
-        speculative = SpeculativeDecodingConfig(disturbed(engine, noise=0.05), 3)
-    config = GenerationConfig(max_tokens=6, max_marks=3, **settings)
+    draft = disturbed(engine, noise=0.05) if kind == "draft" else None
     session = ChatSession(
-        engine, instructions="Be brief.", generation=config, speculative=speculative
+        engine,
+        instructions="Be brief.",
+        draft=draft,
+        **arguments(max_tokens=6, num_draft_tokens=3, max_checkpoints=3, **settings),
     )
-    return session, speculative
+    return session, draft

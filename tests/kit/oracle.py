@@ -20,10 +20,11 @@ from mlx_lm.models.cache import (
 from kit.contexts import read
 from kit.probe import context_of, engine_of, ids_of, next_logits
 from kit.sessions import common_prefix, rendered
-from segue import ChatSession, GenerationConfig, Message, MlxEngine, Reply
+from segue import CacheConfig, ChatSession, GenerationConfig, Message, MlxEngine, Reply
 from segue.testing import ToyTokenizer
 
 TOLERANCE = 1e-4
+BASE = GenerationConfig(max_tokens=4)
 
 
 class Recorder:
@@ -78,7 +79,7 @@ def relative_error(got: mx.array, expected: mx.array) -> float:
     return error if error == error else float("inf")
 
 
-def replay(model: Any, passes: Sequence[Sequence[int]], config: GenerationConfig) -> list[Any]:
+def replay(model: Any, passes: Sequence[Sequence[int]], config: CacheConfig) -> list[Any]:
     """What mlx-lm's own caches hold after these passes; no Segue in it."""
     assert config.kv_bits is not None
     cache: list[Any] = make_prompt_cache(model)
@@ -98,10 +99,10 @@ class Expected:
 
     Trimmable layers come back to any place; a window does until it is full, a chunk until its
     front was dropped, a state never. Where one of them can't, the context comes back to the newest
-    mark at or before the place. What is quantized does not come back to before it was.
+    checkpoint at or before the place. What is quantized does not come back to before it was.
     """
 
-    def __init__(self, engine: MlxEngine, config: GenerationConfig) -> None:
+    def __init__(self, engine: MlxEngine, config: CacheConfig) -> None:
         own = list(leaves(make_prompt_cache(engine.model)))
         self.recurrent = any(isinstance(layer, ArraysCache) for layer in own)
         self.windows = [layer.max_size for layer in own if isinstance(layer, RotatingKVCache)]
@@ -110,17 +111,17 @@ class Expected:
         if config.max_kv_size is not None and plain:
             self.windows.append(config.max_kv_size)
         self.whole_before = config.quantized_kv_start if config.kv_bits is not None else 0
-        self.most_marks = config.max_marks
+        self.most_checkpoints = config.max_checkpoints
         self.clear()
 
     def clear(self) -> None:
         self.held: list[int] = []
-        self.marks: list[int] = []
+        self.checkpoints: list[int] = []
         # The passes that it was fed in.
         self.passes: list[list[int]] = []
 
     @property
-    def by_marks(self) -> bool:
+    def by_checkpoints(self) -> bool:
         """Whether there are layers that can't be trimmed for ever."""
         return bool(self.recurrent or self.windows or self.chunks)
 
@@ -140,11 +141,11 @@ class Expected:
         if offset >= len(self.held):
             return len(self.held)
         if not self.can_trim():
-            offset = max((mark for mark in self.marks if mark <= offset), default=0)
+            offset = max((length for length in self.checkpoints if length <= offset), default=0)
         if len(self.held) >= self.whole_before > offset:
             offset = 0
         self.held = self.held[:offset]
-        self.marks = [mark for mark in self.marks if mark <= offset and offset]
+        self.checkpoints = [length for length in self.checkpoints if length <= offset and offset]
         begins = zip(self.begins(), self.passes, strict=False)
         self.passes = [tokens[: offset - begin] for begin, tokens in begins if begin < offset]
         return offset
@@ -154,17 +155,17 @@ class Expected:
         return self.come_back(min(common_prefix(self.held, prompt), len(prompt) - 1))
 
     def feed(self, passes: Sequence[Sequence[int]], places: Sequence[int]) -> None:
-        """More tokens are held, and places among them are marked."""
+        """More tokens are held, and some of their offsets become checkpoints."""
         start = len(self.held)
         for tokens in passes:
             self.passes.append(tokens)
             self.held += tokens
-        if self.by_marks:
+        if self.by_checkpoints:
             for place in places:
-                if start <= place <= len(self.held) and place and place not in self.marks:
-                    self.marks.append(place)
-                    if len(self.marks) > self.most_marks:
-                        del self.marks[1 if len(self.marks) > 2 else 0]
+                if start <= place <= len(self.held) and place and place not in self.checkpoints:
+                    self.checkpoints.append(place)
+                    while len(self.checkpoints) > self.most_checkpoints:
+                        del self.checkpoints[1 if len(self.checkpoints) > 2 else 0]
 
 
 def opening(session: ChatSession) -> int:
@@ -179,10 +180,10 @@ def opening(session: ChatSession) -> int:
 class Talk:
     """A session whose every turn is held against what it should feed and think."""
 
-    def __init__(self, engine: MlxEngine, config: GenerationConfig, *, logits: bool = True) -> None:
+    def __init__(self, engine: MlxEngine, cache: CacheConfig, *, logits: bool = True) -> None:
         self.engine, self.logits = engine, logits
-        self.session = ChatSession(engine, instructions="Be brief.", generation=config)
-        self.expected = Expected(engine, config)
+        self.session = ChatSession(engine, instructions="Be brief.", generation=BASE, cache=cache)
+        self.expected = Expected(engine, cache)
         self.worst = self.rounded = 0.0
 
     def turn(self, text: str, *, close_after: int | None = None, look: bool = True) -> None:
@@ -212,8 +213,7 @@ class Talk:
 
     def went_back(self) -> None:
         """The session took something back: its cache went to a place that it can come back to."""
-        context = context_of(self.session)
-        reached = 0 if context is None else context.offset
+        reached = context_of(self.session).offset
         assert self.expected.come_back(reached) == reached
         assert ids_of(self.session) == tuple(self.expected.held)
 
@@ -229,7 +229,7 @@ class Talk:
         ids = self.expected.held
         model = self.engine.model.model
         got = next_logits(context, probe, model=model)
-        config = self.session.generation
+        config = self.session.cache
         if config.max_kv_size is None and config.kv_bits is None:
             fresh = make_prompt_cache(model)
             expected = model(mx.array([[*ids, probe]]), cache=fresh)[0, -1]
@@ -266,6 +266,3 @@ class Talk:
         self.session.clear()
         self.expected.clear()
         self.turn("hello")
-
-
-BASE = GenerationConfig(max_tokens=4)

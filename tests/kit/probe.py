@@ -14,8 +14,9 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from segue import ChatSession
+from segue import ChatSession, TurnUsage
 from segue.ledger import TokenLedger
+from segue.testing import BareContext
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from segue.cli.chat.chat import TerminalChat
     from segue.engine import Acceptance
     from segue.mlx.context import MlxContext
+    from segue.testing import BareEngine
 
     Layered = ChatSession | MlxContext
 
@@ -32,12 +34,12 @@ if TYPE_CHECKING:
 
 def engine_of(session: ChatSession) -> Any:
     """The engine that the session talks with."""
-    return session._engine
+    return session._core.engine
 
 
 def ledger_of(session: ChatSession) -> TokenLedger:
     """What the session believes to be in its cache, after an opaque prefix."""
-    return session._cache.ledger
+    return session._core.cache.ledger
 
 
 def ids_of(session: ChatSession) -> tuple[int, ...]:
@@ -46,58 +48,72 @@ def ids_of(session: ChatSession) -> tuple[int, ...]:
 
 
 def context_of(session: ChatSession) -> Any:
-    """The session's context; `None` before there is one."""
-    return session._cache.context
+    """The session's context."""
+    return session._core.cache._context
 
 
 def held(session: ChatSession) -> tuple[int, ...]:
-    """The ids that the fake engine's cache really holds."""
+    """The ids that a fake engine's cache really holds, or that a bare one was sent."""
     context = context_of(session)
-    assert context is not None
-    assert context.offset == len(context.cache[0])
-    return tuple(context.cache[0])
-
-
-def cache_fits(session: ChatSession) -> bool:
-    """Whether the session's cache is of the kind that its settings ask for now."""
-    return session._cache._settings == session.generation.cache_settings
+    ids = context._sent if isinstance(context, BareContext) else context.cache[0]
+    assert context.offset == len(ids)
+    return tuple(ids)
 
 
 def has_opaque_prefix(session: ChatSession) -> bool:
     """Whether the cache begins with a prefix whose tokens are not known."""
-    return session._cache.opaque
+    return session._core.cache.opaque
 
 
 def acceptance_of(session: ChatSession) -> Acceptance:
     """How much was drafted in the session's life, and how much of that accepted."""
-    return session._cache.acceptance
+    return session._core.cache.acceptance
 
 
 def forget_history(session: ChatSession) -> None:
     """Leave the session's cache, and nothing of what was said."""
-    session._history.clear()
+    session._core.conversation = session.conversation.with_messages(())
 
 
 def forget_turns(session: ChatSession, *, but: int) -> None:
     """Leave the usage of the newest turns alone."""
-    del session._turns[:-but]
+    del session._core._turns[:-but]
 
 
 def count_prewarmed(session: ChatSession, tokens: int) -> None:
     """Have the session's usage say that it prewarmed so many tokens."""
-    session._read["prewarm"] = tokens
+    session._core._prewarmed = tokens
 
 
 def cut_cache(session: ChatSession, offset: int) -> None:
     """Have the session's cache go back to its first tokens, and the ledger with it."""
-    session._cache.context.rewind(offset)
-    session._cache.commit()
+    context_of(session).rewind(offset)
+    session._core.cache.commit()
 
 
 def give_cache(session: ChatSession, context: Any, ids: Sequence[int], text: str) -> None:
     """Give the session a context that has read these ids, and a ledger of this text."""
-    session._cache.context = context
-    session._cache.ledger = TokenLedger().extend(ids, text)
+    cache = session._core.cache
+    cache._hold(context)
+    cache.prefix = getattr(context, "prefix", 0)
+    cache.ledger = TokenLedger().extend(ids, text)
+
+
+def computed_by(engine: BareEngine) -> list[tuple[int, ...]]:
+    """The sequences of ids that a bare engine has in its own cache."""
+    return list(engine._computed)
+
+
+def no_usage(cached: int) -> TurnUsage:
+    """The usage of a turn that nobody timed."""
+    return TurnUsage(
+        prompt_tokens=cached,
+        cached_tokens=cached,
+        fed_tokens=0,
+        generated_tokens=0,
+        prefill_seconds=0.0,
+        decode_seconds=0.0,
+    )
 
 
 # --- contexts of the MLX engine -----------------------------------------------------------------
@@ -130,7 +146,7 @@ def shares_rows(of: Layered) -> bool:
 
 def put_layers(of: Layered, layers: list[Any], offset: int) -> None:
     """Have the context hold these caches of so many tokens, and no checkpoints."""
-    _state(of).hold(layers, offset, [])
+    _state(of).replace(layers, offset)
 
 
 def model_of(of: Layered) -> Any:
@@ -150,7 +166,7 @@ def next_logits(of: Layered, probe: int = 65, *, model: Any = None) -> mx.array:
     state = _state(of)
     layers = copy.deepcopy(state.layers)
     logits: mx.array = (model or state.model)(mx.array([[probe]]), cache=layers)[0, -1]
-    state.rest()
+    state.release()
     return logits
 
 
@@ -159,18 +175,18 @@ def next_logits(of: Layered, probe: int = 65, *, model: Any = None) -> mx.array:
 
 def _draft(of: Layered) -> Any:
     context: Any = context_of(of) if isinstance(of, ChatSession) else of
-    return context._drafting._draft
+    return context._speculation.drafter
 
 
 def has_draft_model(of: Layered) -> bool:
     """Whether a model drafts: not the prompt lookup, and not nobody."""
-    return hasattr(_draft(of), "_held")
+    return hasattr(_draft(of), "_cached")
 
 
 def draft_ids(of: Layered) -> list[int]:
     """The ids that the draft has read: those in its model's cache, or those it looks up."""
     draft = _draft(of)
-    return list(draft._held if has_draft_model(of) else draft._lookup._ids)
+    return list(draft._cached if has_draft_model(of) else draft._lookup._ids)
 
 
 def draft_offset(of: Layered) -> int:
@@ -195,7 +211,7 @@ def draft_model(of: Layered) -> Any:
 
 def pretend_fingerprint(engine: Any, fingerprint: str) -> None:
     """Have an engine say that it is the one of this fingerprint."""
-    engine.__dict__["fingerprint"] = fingerprint
+    engine.__dict__["_fingerprint"] = fingerprint
 
 
 # --- modules ------------------------------------------------------------------------------------

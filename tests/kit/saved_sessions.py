@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 
 from segue import Message
 from segue.cli.sessions.folder import session_path
+from segue.conversation import Conversation
 from segue.ledger import TokenLedger
 from segue.store.session_layout import Origin, write_session_file
-from segue.store.texts import Conversation, ledger_to_json
+from segue.store.texts import ledger_to_json, usage_to_json
 from segue.usage import Usage
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -47,7 +48,7 @@ def write(name, *history, days=0.0, tokens=0, model="smollm2", instructions=None
     path.parent.mkdir(parents=True, exist_ok=True)
     texts = {
         "settings": "{}",
-        "usage": usage.to_json(),
+        "usage": usage_to_json(usage),
         "origin": Origin(model, "print", NOW - timedelta(days=days)).to_json(),
     }
     if tokens:

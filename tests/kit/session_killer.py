@@ -18,7 +18,7 @@ from pathlib import Path
 from kit.probe import count_prewarmed, engine_of, forget_turns, held
 from kit.sessions import check_ledger, say
 from segue import ChatSession, GenerationConfig, SessionFile
-from segue.engine import StoredPart, StoredTensor
+from segue.engine import StoredState, StoredTensor
 from segue.testing import FakeEngine
 from segue.testing.fake import FakeContext
 
@@ -30,12 +30,12 @@ LONGEST_HISTORY = 8
 class LoadedContext(FakeContext):
     """Its cache has some weight, all of which tells the version."""
 
-    def parts(self):
-        parts = dict(super().parts())
-        cache = parts["cache"]
+    def stored(self):
+        stored = dict(super().stored())
+        cache = stored["cache"]
         weight = StoredTensor("U8", (PAYLOAD,), bytes([self.engine.version % 256]) * PAYLOAD)
-        parts["cache"] = StoredPart(cache.values, {**cache.tensors, "weight": weight})
-        return parts
+        stored["cache"] = StoredState(cache.values, {**cache.tensors, "weight": weight})
+        return stored
 
 
 class LoadedEngine(FakeEngine):
@@ -43,8 +43,8 @@ class LoadedEngine(FakeEngine):
         super().__init__(say)
         self.version = 0
 
-    def context(self, config, **kwargs):
-        context = super().context(config, **kwargs)
+    def context(self, cache):
+        context = super().context(cache)
         context.__class__ = LoadedContext
         context.engine = self
         return context
@@ -67,11 +67,11 @@ def look(path: Path) -> int:
     """The version in the file, which must be whole, and that of each of its parts."""
     file = SessionFile.read(path, load=True)
     assert file.damage == {}
-    version = file.generation.seed
+    version = file.settings.generation.seed
     assert file.instructions == f"version {version}"
     assert file.history[-2].content == f"to version {version}"
     assert file.usage.prewarmed_tokens == version
-    assert file.parts["cache"].tensors["weight"].data.count(version % 256) == PAYLOAD
+    assert file.stored["cache"].tensors["weight"].data.count(version % 256) == PAYLOAD
     # The lock of who was killed is free.
     with ChatSession.open(path, LoadedEngine()) as session:
         check_ledger(session)

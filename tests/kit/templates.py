@@ -15,7 +15,7 @@ from tokenizers import trainers as tokenizer_trainers
 from transformers import PreTrainedTokenizerFast
 
 from segue import TemplateError
-from segue.tokenizers.hugging_face import MlxTokenizer
+from segue.tokenizers.hugging_face import HuggingFaceTokenizer
 
 # Turns that are bounded by special tokens.
 CHATML = """\
@@ -202,7 +202,7 @@ def _sentencepiece(kind: str) -> str:
 KINDS = ("byte-level", "prepend", "metaspace", "bare")
 
 
-def make_tokenizer(template: str, kind: str) -> MlxTokenizer:
+def make_tokenizer(template: str, kind: str) -> HuggingFaceTokenizer:
     """A tokenizer for a chat template, with every special token that occurs in it.
 
     Args:
@@ -212,7 +212,7 @@ def make_tokenizer(template: str, kind: str) -> MlxTokenizer:
     base = _byte_level() if kind == "byte-level" else _sentencepiece(kind)
     specials = dict.fromkeys([BOS, EOS, UNKNOWN, *special_tokens(template)])
 
-    def made(eos: str) -> MlxTokenizer:
+    def made(eos: str) -> HuggingFaceTokenizer:
         tokenizer = Tokenizer.from_str(base)
         tokenizer.add_special_tokens(
             [AddedToken(token, normalized=False, special=True) for token in specials]
@@ -225,12 +225,12 @@ def make_tokenizer(template: str, kind: str) -> MlxTokenizer:
             chat_template=template,
             clean_up_tokenization_spaces=False,
         )
-        return MlxTokenizer(plain, name="the tokenizer under test")
+        return HuggingFaceTokenizer(plain, name="the tokenizer under test")
 
     return made(_end_of_turn(made(EOS), template))
 
 
-def _end_of_turn(tokenizer: MlxTokenizer, template: str) -> str:
+def _end_of_turn(tokenizer: HuggingFaceTokenizer, template: str) -> str:
     """The token that ends a reply: what the template writes behind one."""
     for told in ("<|return|>", "<|END_OF_TURN_TOKEN|>"):  # written otherwise, or further behind
         if told in template:
@@ -249,7 +249,9 @@ def can_spell(kind: str, template: str) -> bool:
     return kind == "byte-level" or UNDERSCORE not in template
 
 
-def renders(tokenizer: MlxTokenizer, messages: list[dict[str, Any]], **template_kwargs: Any) -> str:
+def renders(
+    tokenizer: HuggingFaceTokenizer, messages: list[dict[str, Any]], **template_kwargs: Any
+) -> str:
     """A render with the generation prompt; empty where the template refuses."""
     try:
         return tokenizer.render(
@@ -259,7 +261,7 @@ def renders(tokenizer: MlxTokenizer, messages: list[dict[str, Any]], **template_
         return ""
 
 
-def in_pieces(tokenizer: MlxTokenizer, text: str) -> list[int]:
+def in_pieces(tokenizer: HuggingFaceTokenizer, text: str) -> list[int]:
     """Ids that spell a text by its characters: what a model may sample, and no one encodes."""
     vocabulary = tokenizer.vocabulary
     byte_level = "Ġ" in vocabulary
@@ -286,6 +288,6 @@ def in_pieces(tokenizer: MlxTokenizer, text: str) -> list[int]:
     return ids
 
 
-def in_pieces_of_plain(tokenizer: MlxTokenizer, text: str) -> list[int]:
+def in_pieces_of_plain(tokenizer: HuggingFaceTokenizer, text: str) -> list[int]:
     """The pieces of what looks like a special token and is none here."""
     return [token for letter in text for token in in_pieces(tokenizer, letter)]

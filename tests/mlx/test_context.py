@@ -24,6 +24,7 @@ from kit.models import (
 from kit.probe import context_of, hugging_face, ids_of, layers_of, next_logits
 from kit.sessions import say
 from segue import (
+    CacheConfig,
     ChatSession,
     ConfigurationError,
     GenerationConfig,
@@ -31,6 +32,15 @@ from segue import (
     Message,
     MissingTemplateError,
     MlxEngine,
+)
+from segue.engine import (
+    Checkpoints,
+    Drafts,
+    Forks,
+    ProcessesLogits,
+    ReportsMemory,
+    Stores,
+    StoresPrompts,
 )
 from segue.testing import ToyTokenizer
 from segue.testing.mlx import CachingModel
@@ -79,14 +89,14 @@ def test_a_reply_is_the_one_a_fresh_session_would_give(engine):
     # The ids, not the text: a fresh context fed what this one was fed.
     held = ids_of(session)
     ids = held[: len(held) - len(reply.tokens)]
-    context = engine.context(SHORT)
+    context = engine.context(CacheConfig())
     assert [step.token for step in run(context, ids, SHORT)][: len(reply.tokens)] == list(
         reply.tokens
     )
 
 
 def test_the_offset_is_right_at_every_yield(engine):
-    context = engine.context(SHORT)
+    context = engine.context(CacheConfig())
     ids = list(range(60, 90))
     said = []
     for step in run(context, ids, SHORT):
@@ -96,7 +106,7 @@ def test_the_offset_is_right_at_every_yield(engine):
 
 
 def test_rewind_says_where_it_got_to(engine):
-    context = engine.context(SHORT)
+    context = engine.context(CacheConfig())
     read(context, list(range(60, 75)))
     assert context.rewind(20) == 15
     reached = context.rewind(9)
@@ -109,7 +119,7 @@ def test_rewind_says_where_it_got_to(engine):
 
 
 def test_full_caches_are_trimmed_not_rebuilt():
-    context = toy_engine(tiny_llama).context(SHORT)
+    context = toy_engine(tiny_llama).context(CacheConfig())
     read(context, list(range(60, 75)))
     assert context.rewind(9) == 9
 
@@ -117,7 +127,7 @@ def test_full_caches_are_trimmed_not_rebuilt():
 def test_the_tokens_are_those_of_mlx_lm(engine):
     ids = list(range(60, 100))
     config = GenerationConfig(max_tokens=20, prefill_step_size=16)
-    ours = [step.token for step in run(engine.context(config), ids, config)]
+    ours = [step.token for step in run(engine.context(CacheConfig()), ids, config)]
     theirs = [
         token
         for token, _ in generate_step(
@@ -141,8 +151,9 @@ def test_all_layers_stay_in_lockstep():
 
 def test_max_kv_size_bounds_the_cache_of_models_that_make_their_own():
     engine = toy_engine(tiny_llama)
-    config = GenerationConfig(max_tokens=30, max_kv_size=16)
-    session = ChatSession(engine, generation=config)
+    session = ChatSession(
+        engine, generation=GenerationConfig(max_tokens=30), cache=CacheConfig(max_kv_size=16)
+    )
     session.respond("a prompt that is longer than sixteen tokens")
     session.respond("another")
     for layer in layers_of(session):
@@ -154,15 +165,16 @@ def test_max_kv_size_bounds_the_cache_of_models_that_make_their_own():
 
 def test_max_kv_size_is_refused_where_it_would_do_nothing():
     with pytest.raises(ConfigurationError, match="max_kv_size has no effect"):
-        toy_engine(tiny_mamba).context(GenerationConfig(max_kv_size=16))
+        toy_engine(tiny_mamba).context(CacheConfig(max_kv_size=16))
 
 
 def test_kv_bits_quantize_the_cache_from_the_start_that_was_set():
     engine = toy_engine(tiny_llama)
-    config = GenerationConfig(
-        max_tokens=4, kv_bits=8, kv_group_size=32, quantized_kv_start=30, prefill_step_size=8
+    session = ChatSession(
+        engine,
+        generation=GenerationConfig(max_tokens=4, prefill_step_size=8),
+        cache=CacheConfig(kv_bits=8, kv_group_size=32, quantized_kv_start=30),
     )
-    session = ChatSession(engine, generation=config)
     session.respond("a")
     assert all(type(layer) is KVCache for layer in layers_of(session))
     session.respond("a longer prompt than before")
@@ -182,7 +194,7 @@ def test_kv_bits_quantize_the_cache_from_the_start_that_was_set():
 @pytest.mark.parametrize("make", [tiny_mamba, lambda size: tiny_llama(size, window=24)])
 def test_kv_bits_are_refused_where_they_can_not_be_had(make):
     with pytest.raises(ConfigurationError, match="can't be quantized"):
-        toy_engine(make).context(GenerationConfig(kv_bits=8))
+        toy_engine(make).context(CacheConfig(kv_bits=8))
 
 
 # --- failures -----------------------------------------------------------------------------------
@@ -345,7 +357,7 @@ class BreakingTrim(KVCache):
 def test_a_rewind_that_one_layer_does_not_follow_empties_the_context(last):
     engine = toy_engine(tiny_llama)
     engine.model.make_cache = lambda: [*(KVCache() for _ in range(3)), last()]
-    context = engine.context(SHORT)
+    context = engine.context(CacheConfig())
     read(context, list(range(60, 75)))
     try:
         assert context.rewind(5) == 0
@@ -358,7 +370,7 @@ def test_a_rewind_that_one_layer_does_not_follow_empties_the_context(last):
 def test_a_chunked_cache_that_dropped_its_front_is_rebuilt():
     engine = toy_engine(tiny_llama)
     engine.model.make_cache = lambda: [ChunkedKVCache(64) for _ in range(4)]
-    context = engine.context(SHORT)
+    context = engine.context(CacheConfig())
     read(context, list(range(60, 75)))
     for layer in layers_of(context):
         layer.chunk_size = 8
@@ -381,11 +393,9 @@ def test_a_tokenizer_larger_than_the_model_is_refused_before_its_ids_are_fed():
     "settings", [{"kv_bits": 4, "kv_group_size": 64}, {"kv_bits": 8, "kv_group_size": 128}]
 )
 def test_kv_bits_that_do_not_fit_the_heads_are_refused_before_the_turn(settings):
-    config = GenerationConfig(quantized_kv_start=100, **settings)
-    session = ChatSession(toy_engine(tiny_llama), generation=config)
+    cache = CacheConfig(quantized_kv_start=100, **settings)
     with pytest.raises(ConfigurationError, match="can't be quantized"):
-        session.respond("hello")
-    assert session.history == ()
+        ChatSession(toy_engine(tiny_llama), cache=cache)
 
 
 def test_a_processors_own_runtime_error_is_not_called_the_models():
@@ -401,8 +411,11 @@ def test_a_processors_own_runtime_error_is_not_called_the_models():
 
 def test_max_kv_size_keeps_the_instructions():
     engine = toy_engine(tiny_llama)
-    config = GenerationConfig(max_tokens=20, max_kv_size=48, prefill_step_size=7)
-    session = ChatSession(engine, instructions="be kind", generation=config)
+    config, cache = (
+        GenerationConfig(max_tokens=20, prefill_step_size=7),
+        CacheConfig(max_kv_size=48),
+    )
+    session = ChatSession(engine, instructions="be kind", generation=config, cache=cache)
     opening = len(ToyTokenizer().encode("<|start|>system\nbe kind<|end|>\n<|start|>user\n"))
     for text in ("a first question", "a second one", "a third"):
         session.respond(text)
@@ -412,19 +425,68 @@ def test_max_kv_size_keeps_the_instructions():
     # The last line break might join with a question's first.
     kept = opening - 1
     assert all(layer.keep == kept for layer in layers_of(context))
-    fresh = engine.context(config)
+    fresh = engine.context(cache)
     list(run(fresh, ids, replace(config, max_tokens=0), pinned=kept))
     assert_close(next_logits(context), next_logits(fresh))
     # The first layer holds the keys of the instructions' own tokens, and of the latest.
-    alone = engine.context(GenerationConfig())
+    alone = engine.context(CacheConfig())
     read(alone, ids)
     held, whole = layers_of(context)[0].keys, layers_of(alone)[0].keys
     assert mx.allclose(held[..., :kept, :], whole[..., :kept, :], atol=1e-5).item()
 
 
 def test_instructions_that_max_kv_size_has_no_room_for_are_refused():
-    config = GenerationConfig(max_kv_size=24)
-    session = ChatSession(toy_engine(tiny_llama), instructions="x" * 24, generation=config)
+    cache = CacheConfig(max_kv_size=24)
+    session = ChatSession(toy_engine(tiny_llama), instructions="x" * 24, cache=cache)
     with pytest.raises(ConfigurationError, match="no room beside them"):
         session.respond("hi")
     assert session.history == ()
+
+
+# --- the seam ------------------------------------------------------------------------------------
+
+
+def test_a_context_has_every_capability():
+    engine = toy_engine(tiny_llama)
+    context = engine.context(CacheConfig())
+    for capability in (Checkpoints, Forks, Drafts, Stores, ReportsMemory, ProcessesLogits):
+        assert isinstance(context, capability)
+    assert isinstance(engine, StoresPrompts)
+    assert context.logits_type is mx.array
+
+
+def test_what_is_reused_is_what_was_cached_before(engine):
+    context = engine.context(CacheConfig())
+    assert context.reused is None
+    ids = list(range(60, 90))
+    said = [step.token for step in run(context, ids, SHORT)]
+    assert context.reused == 0
+    more = run(context, [*ids, *said, 5, 6], SHORT)
+    assert context.reused == 0, "nothing changes before the first step"
+    next(more)
+    assert context.reused == len(ids) + len(said)
+    more.close()
+
+
+def test_a_closed_context_holds_nothing(engine):
+    context = engine.context(CacheConfig())
+    steps = run(context, list(range(60, 90)), SHORT)
+    next(steps)
+    steps.close()
+    twin = context.fork()
+    offset = twin.offset
+    context.close()
+    assert layers_of(context) == []
+    assert context.offset == 0
+    # Its fork is another one.
+    assert twin.offset == offset
+    next_logits(twin)
+
+
+def test_a_context_may_be_closed_before_its_reply():
+    context = toy_engine(tiny_llama).context(CacheConfig())
+    steps = run(context, list(range(60, 90)), SHORT)
+    next(steps)
+    context.close()
+    steps.close()
+    assert context.offset == 0

@@ -14,8 +14,10 @@ from kit.contexts import (
     SEEDED,
     Line,
     begun,
+    cache_of,
     check_fresh,
     config_of,
+    context_for,
     elsewhere,
     engine_for,
     run,
@@ -24,18 +26,18 @@ from kit.contexts import (
 from kit.mlx_sessions import foreign
 from kit.models import disturbed, tiny_llama, toy_engine
 from kit.probe import draft_ids, draft_offset, layers_of, put_model, resting_layers, shares_rows
-from segue import GenerationError, SpeculativeDecodingConfig
+from segue import GenerationError
 
 
 def check(line: Line, kind: str, past: list[tuple[list[int], dict]], engine) -> None:
     """The oracle: a context that was never forked, and was told the same."""
     alone = begun(kind, engine=engine)
     for new, settings in past:
-        alone.say(new, config_of(kind, **settings))
+        alone.say(new, config_of(**settings))
     assert line.ids == alone.ids
     assert mx.array_equal(line.logits(), alone.logits())
-    assert line.context.marks.offsets == alone.context.marks.offsets
-    check_fresh(line, engine, config_of(kind))
+    assert line.context.checkpoints.offsets == alone.context.checkpoints.offsets
+    check_fresh(line, engine, cache_of(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -44,7 +46,7 @@ def test_both_go_on_as_if_alone(kind, order):
     engine = engine_for(kind)
     parent = begun(kind, engine=engine)
     fork = parent.fork()
-    assert fork.context.marks == parent.context.marks
+    assert fork.context.checkpoints == parent.context.checkpoints
     lines = [(parent, 5, []), (fork, 6, [])]
     if order == "fork first":
         lines.reverse()
@@ -54,7 +56,7 @@ def test_both_go_on_as_if_alone(kind, order):
     for (line, seed, past), turn in turns:
         settings = SEEDED if turn else {"max_tokens": 12}
         past.append((words(seed + turn, 8), settings))
-        line.say(words(seed + turn, 8), config_of(kind, **settings))
+        line.say(words(seed + turn, 8), config_of(**settings))
     for line, _, past in lines:
         check(line, kind, past, engine)
 
@@ -67,14 +69,14 @@ def test_both_come_back_to_where_they_could(kind):
     for line, seed in ((fork, 5), (parent, 6)):
         alone = begun(kind, engine=engine)
         for each in (line, alone):
-            each.say(words(seed, 9), config_of(kind, max_tokens=4))
+            each.say(words(seed, 9), config_of(max_tokens=4))
         for offset in (len(line.ids) - 6, 33, 15, 2):
             assert line.back(offset) == alone.back(offset)
             if line.ids:
                 assert mx.array_equal(line.logits(), alone.logits())
         again = words(seed + 2, 4)
-        assert line.say(again, config_of(kind)) == alone.say(again, config_of(kind))
-        check_fresh(line, engine, config_of(kind))
+        assert line.say(again, config_of()) == alone.say(again, config_of())
+        check_fresh(line, engine, cache_of(kind))
 
 
 @pytest.mark.parametrize("kind", ["full", "quantized"])
@@ -82,9 +84,9 @@ def test_what_one_thread_put_together_another_works_on(kind):
     engine = engine_for(kind)
     fork = begun(kind, engine=engine).fork()
     other = fork.fork()
-    fork.say(words(5, 5), config_of(kind))
+    fork.say(words(5, 5), config_of())
     elsewhere(lambda: layers_of(fork.context))
-    fork.say(words(6, 5), config_of(kind))
+    fork.say(words(6, 5), config_of())
     check(fork, kind, [(words(5, 5), {}), (words(6, 5), {})], engine)
     check(other, kind, [], engine)
 
@@ -96,10 +98,10 @@ def test_any_thread_may_go_on_with_either(kind):
     lines: list[Line] = [parent]
     elsewhere(lambda: lines.append(parent.fork()))
     fork = lines[1]
-    elsewhere(lambda: parent.say(words(5, 5), config_of(kind)))
-    elsewhere(lambda: fork.say(words(6, 5), config_of(kind)))
-    parent.say(words(7, 5), config_of(kind))
-    elsewhere(lambda: fork.say(words(8, 5), config_of(kind)))
+    elsewhere(lambda: parent.say(words(5, 5), config_of()))
+    elsewhere(lambda: fork.say(words(6, 5), config_of()))
+    parent.say(words(7, 5), config_of())
+    elsewhere(lambda: fork.say(words(8, 5), config_of()))
     check(parent, kind, [(words(5, 5), {}), (words(7, 5), {})], engine)
     check(fork, kind, [(words(6, 5), {}), (words(8, 5), {})], engine)
 
@@ -116,12 +118,10 @@ def test_a_tree_of_forks(kind, seed):
         line = dice.choice(lines)
         action = dice.choice(["turn", "turn", "rewind", "fork", "fork", "drop", "closed"])
         if action == "turn":
-            line.say(
-                words(step, dice.randint(1, 9)), config_of(kind, max_tokens=dice.randint(0, 5))
-            )
+            line.say(words(step, dice.randint(1, 9)), config_of(max_tokens=dice.randint(0, 5)))
         elif action == "closed":
             prompt = [*line.ids, *words(step, 3)]
-            reply = run(line.context, prompt, config_of(kind), marks=(len(prompt),), pinned=6)
+            reply = run(line.context, prompt, config_of(), checkpoints=(len(prompt),), pinned=6)
             line.ids = [*prompt, *(step.token for step in itertools.islice(reply, 2))]
             reply.close()
         elif action == "rewind":
@@ -132,7 +132,7 @@ def test_a_tree_of_forks(kind, seed):
             lines.remove(line)
         # What the turns' passes rounded otherwise adds up, and is not what is asked here.
         if KINDS[kind][2].get("kv_bits") is None:
-            check_fresh(dice.choice(lines), engine, config_of(kind))
+            check_fresh(dice.choice(lines), engine, cache_of(kind))
     assert len(lines) > 1
 
 
@@ -142,11 +142,10 @@ def test_a_tree_of_forks(kind, seed):
 def test_the_draft_is_forked_as_well(draft, settings):
     engine = toy_engine()
     proposer = disturbed(engine, noise=0.1) if draft == "model" else "prompt-lookup"
-    speculative = SpeculativeDecodingConfig(proposer, 4)
-    config = config_of("full", max_tokens=16, **settings)
+    config = config_of(max_tokens=16, num_draft_tokens=4, **settings)
 
     def begin() -> Line:
-        line = Line(engine.context(config, speculative=speculative))
+        line = Line(context_for(engine, cache_of("full"), draft=proposer))
         line.say([*words(1, 9)] * 3, config)
         return line
 
@@ -184,21 +183,21 @@ def test_a_failure_in_one_is_none_of_the_others(monkeypatch):
 
     put_model(fork.context, failing)
     with pytest.raises(GenerationError):
-        fork.say(words(5, 5), config_of("full"))
+        fork.say(words(5, 5), config_of())
     assert fork.context.offset == 0
     assert mx.array_equal(parent.logits(), before)
     put_model(fork.context, model)
     fork.ids = []
-    fork.say(words(5, 5), config_of("full"))
-    check_fresh(fork, engine, config_of("full"))
-    check_fresh(parent, engine, config_of("full"))
+    fork.say(words(5, 5), config_of())
+    check_fresh(fork, engine, cache_of("full"))
+    check_fresh(parent, engine, cache_of("full"))
 
 
 def test_an_opaque_prefix_is_in_front_of_both(tmp_path):
-    engine, config = toy_engine(), config_of("full")
+    engine, config, cache = toy_engine(), config_of(), cache_of("full")
     foreign(engine, tmp_path / "c.safetensors", words(3, 20))
     stored = engine.load_cache(tmp_path / "c.safetensors")
-    parent = Line(engine.context(config, cache=stored, opaque=True))
+    parent = Line(context_for(engine, cache, start=stored))
     at_once = parent.fork()
     parent.say(words(1, 9), config)
     fork = parent.fork()
@@ -216,13 +215,15 @@ def test_what_is_stored_of_a_fork_is_what_is_stored_of_one_alone(kind, tmp_path)
     alone = begun(kind, engine=engine)
     for turn in range(2):
         for line in (fork, alone):
-            line.say(words(5 + turn, 9), config_of(kind))
+            line.say(words(5 + turn, 9), config_of())
             line.context.save(tmp_path / f"{line is fork}", {})
         saved = [engine.load_cache(tmp_path / f"{of}") for of in (True, False)]
-        again = [Line(engine.context(config_of(kind), cache=each), fork.ids) for each in saved]
+        again = [Line(engine.context(cache_of(kind)), fork.ids) for _ in saved]
+        for started, each in zip(again, saved, strict=True):
+            started.context.start_from(each, opaque=False)
         assert mx.array_equal(again[0].logits(), again[1].logits())
-        assert fork.context.parts() == alone.context.parts()
-    assert parent.context.parts() == begun(kind, engine=engine).context.parts()
+        assert fork.context.stored() == alone.context.stored()
+    assert parent.context.stored() == begun(kind, engine=engine).context.stored()
 
 
 # --- memory -------------------------------------------------------------------------------------
@@ -242,8 +243,9 @@ def held() -> int:
 )
 def test_ten_forks_share_what_they_have_in_common(tokens, settings):
     engine = toy_engine(tiny_llama, head_dim=256, layers=2)
-    config = config_of("full", prefill_step_size=512, max_tokens=10, **settings)
-    parent = Line(engine.context(config))
+    config = config_of(prefill_step_size=512, max_tokens=10)
+    cache = cache_of("full", **settings)
+    parent = Line(engine.context(cache))
     before = held()
     parent.say(words(1, tokens), config)
     copy_size = held() - before
@@ -270,13 +272,13 @@ def test_ten_forks_share_what_they_have_in_common(tokens, settings):
     del parent
     forks[0].say(words(9, 5), config)
     assert held() - before < 1.2 * copy_size
-    check_fresh(forks[0], engine, config)
+    check_fresh(forks[0], engine, cache)
 
 
 def test_forks_of_forks_share_what_they_have_in_common():
     engine = toy_engine(tiny_llama, head_dim=256, layers=2)
-    config = config_of("full", prefill_step_size=512, max_tokens=10)
-    lines = [Line(engine.context(config))]
+    config, cache = config_of(prefill_step_size=512, max_tokens=10), cache_of("full")
+    lines = [Line(engine.context(cache))]
     before = held()
     lines[0].say(words(1, 2000), config)
     copy_size = held() - before
@@ -289,8 +291,8 @@ def test_forks_of_forks_share_what_they_have_in_common():
         assert line.back(1500) == 1500
     assert held() - before < 1.05 * copy_size
     lines[4].say(words(2, 3), config)
-    check_fresh(lines[4], engine, config)
-    check_fresh(lines[0], engine, config)
+    check_fresh(lines[4], engine, cache)
+    check_fresh(lines[0], engine, cache)
 
 
 def test_without_forks_nothing_is_put_away():
@@ -302,6 +304,6 @@ def test_without_forks_nothing_is_put_away():
     del fork
     # The only one left holds its rows as ever, and they are not copied for it.
     before = held()
-    line.say(words(5, 3), config_of("full"))
+    line.say(words(5, 3), config_of())
     assert all(layer.keys is not None for layer in resting_layers(line.context))
     assert held() - before < 2**14

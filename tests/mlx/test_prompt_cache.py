@@ -31,7 +31,8 @@ import segue
 from kit.filled_caches import KINDS, VOCABULARY, fill, filled, make_bounded
 from kit.models import tiny_llama, tiny_mamba, write_folder
 from segue import PromptCacheError
-from segue.mlx.stored.checks import probe_layers, tokens_held
+from segue.mlx.kv.state import reference_layers
+from segue.mlx.stored.checks import count_tokens
 from segue.mlx.stored.prompt_cache import read_cache_file, write_cache_file
 from segue.testing.mlx import CachingModel
 
@@ -59,7 +60,7 @@ def test_ours_opens_here_and_with_mlx_lm(tmp_path, kind):
     read = read_cache_file(path, own)
     assert (read.metadata, read.ours) == (TEXTS, True)
     assert_same(model, read.layers, cache)
-    assert tokens_held(read.layers) == tokens_held(cache)
+    assert count_tokens(read.layers) == count_tokens(cache)
     theirs, metadata = load_prompt_cache(str(path), return_metadata=True)
     assert TEXTS.items() <= metadata.items()
     assert metadata["segue_version"] == "1"
@@ -94,10 +95,10 @@ def test_a_file_that_mlx_lm_s_command_made_opens_here(tmp_path, monkeypatch, opt
     monkeypatch.setattr(sys, "argv", ["mlx_lm.cache_prompt", *command])
     mlx_lm.cache_prompt.main()
     model = segue.load(tmp_path / "model").model
-    read = read_cache_file(path, probe_layers(model, make_prompt_cache(model)))
+    read = read_cache_file(path, reference_layers(model, make_prompt_cache(model)))
     assert not read.ours
     assert read.metadata["model"] == str(tmp_path / "model")
-    assert tokens_held(read.layers) > 4
+    assert count_tokens(read.layers) > 4
     assert_same(model, read.layers, load_prompt_cache(str(path)))
 
 
@@ -128,7 +129,7 @@ def test_half_precision_comes_back_to_the_bit(tmp_path, dtype):
     model.set_dtype(dtype)
     cache = fill(model, make_prompt_cache(model), (5,))
     write_cache_file(tmp_path / "c", cache, {})
-    own = probe_layers(model, make_prompt_cache(model))
+    own = reference_layers(model, make_prompt_cache(model))
     layers = read_cache_file(tmp_path / "c", own).layers
     assert layers[0].keys.dtype == dtype
     assert_same(model, layers, cache)
@@ -141,9 +142,9 @@ def test_however_a_bounded_cache_was_filled_it_comes_back(tmp_path_factory, chun
     make = make_bounded if bounded else make_prompt_cache
     cache = fill(model, make(model), chunks)
     path = tmp_path_factory.getbasetemp() / "bounded.safetensors"
-    own = probe_layers(model, make_prompt_cache(model))
+    own = reference_layers(model, make_prompt_cache(model))
     save_prompt_cache(str(path), cache)
-    assert tokens_held(read_cache_file(path, own).layers) == sum(chunks)
+    assert count_tokens(read_cache_file(path, own).layers) == sum(chunks)
     write_cache_file(path, cache, {})
     assert_same(model, read_cache_file(path, own).layers, cache)
 

@@ -20,7 +20,7 @@ from mlx_lm.models.cache import (
 
 from kit.filled_caches import OWN, layers, refused
 from segue import PromptCacheError, PromptCacheFormatError
-from segue.mlx.stored.checks import tokens_held
+from segue.mlx.stored.checks import count_tokens
 from segue.mlx.stored.prompt_cache import read_cache_file, write_cache_file
 
 
@@ -115,7 +115,7 @@ def test_a_flipped_byte_of_theirs_is_refused_or_harmless(tmp_path_factory, data)
     except PromptCacheError:
         return
     assert [type(layer) for layer in read.layers] == [KVCache, CacheList]
-    assert 0 < tokens_held(read.layers) <= 8
+    assert 0 < count_tokens(read.layers) <= 8
 
 
 def test_other_files_and_no_files(tmp_path):
@@ -124,9 +124,9 @@ def test_other_files_and_no_files(tmp_path):
     refused(Path("a\0b"), "could not be read", PromptCacheError)
     path = tmp_path / "x.safetensors"
     path.write_text("Not a cache at all, but a text that someone wrote.")
-    refused(path, "no safetensors file")
+    refused(path, "not a safetensors file")
     path.write_bytes(b"")
-    refused(path, "no safetensors file")
+    refused(path, "not a safetensors file")
     mx.save_safetensors(str(path), {"weight": mx.zeros((2, 2))})
     refused(path, "names no layers")
 
@@ -150,8 +150,8 @@ def entry(**changes: Any) -> Callable[[dict[str, Any], bytearray], None]:
         (entry(shape=[True, 1, 8, 2]), "shape"),
         (entry(shape=[1, 1, 2**40, 2]), "shape"),
         (entry(shape=[1, 1, 4, 2]), "size"),
-        (entry(data_offsets=[0, 64, 65]), "place"),
-        (entry(data_offsets=[0, None]), "place"),
+        (entry(data_offsets=[0, 64, 65]), "position"),
+        (entry(data_offsets=[0, None]), "position"),
         (entry(data_offsets=[-64, 0]), "size"),
         (entry(data_offsets=[2**70, 2**70 + 64]), "gap"),
         (entry(data_offsets=[64, 0]), "size"),
@@ -234,18 +234,18 @@ def test_nothing_in_a_file_is_looked_up_as_code(theirs, monkeypatch):
         (metadata("1.99999999999", "KVCache"), "unknown entry"),
         (metadata("2.99999999999.0", "0.2"), "unknown entry"),
         (metadata("3", "x"), "unknown entry '3'"),
-        (metadata("2.1.1", "code"), "what its part '0.2' stands for"),
-        (metadata("2.2.0", "0.2"), "what its part '0.2' stands for"),
+        (metadata("2.1.1", "code"), "what its field '0.2' stands for"),
+        (metadata("2.2.0", "0.2"), "what its field '0.2' stands for"),
         (lambda _, texts: texts.pop("2.1.1"), "stands for"),
         (lambda _, texts: texts.pop("2.0"), "names no layers"),
         (lambda arrays, _: arrays.update({"0.999999999999": mx.zeros(1)}), "belongs to none"),
         (lambda arrays, _: arrays.update({"999999999999.0": mx.zeros(1)}), "belongs to none"),
         (lambda arrays, _: arrays.update({"1.9.1": mx.zeros(1)}), "belongs to none"),
-        (lambda arrays, _: arrays.pop("0.1"), "lack the part '0.1'"),
-        (lambda arrays, _: arrays.pop("0.2"), "lack the part '0.2'"),
+        (lambda arrays, _: arrays.pop("0.1"), "lack the field '0.1'"),
+        (lambda arrays, _: arrays.pop("0.2"), "lack the field '0.2'"),
         (lambda arrays, _: arrays.pop("1.0.0.0.0"), "belongs to none"),
-        (lambda arrays, _: arrays.update({"1.1.1": mx.zeros(7)}), "is no text"),
-        (lambda arrays, _: arrays.update({"1.1.1": mx.zeros(99, mx.int32)}), "is no text"),
+        (lambda arrays, _: arrays.update({"1.1.1": mx.zeros(7)}), "is not a text"),
+        (lambda arrays, _: arrays.update({"1.1.1": mx.zeros(99, mx.int32)}), "is not a text"),
         (lambda arrays, _: arrays.update({"1.1.1": chars("CacheList")}), "list that holds a list"),
         (lambda arrays, _: arrays.update({"1.1.1": mx.array([-1] * 7)}), "does not know"),
     ],

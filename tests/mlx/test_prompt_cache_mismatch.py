@@ -18,7 +18,7 @@ from mlx_lm.models.cache import (
 from kit.filled_caches import KINDS, VOCABULARY, fill, filled, layers, make_bounded, refused
 from kit.models import tiny_hybrid, tiny_llama, tiny_mamba
 from segue import PromptCacheError, PromptCacheMismatchError
-from segue.mlx.stored.checks import tokens_held
+from segue.mlx.stored.checks import count_tokens
 from segue.mlx.stored.prompt_cache import read_cache_file, write_cache_file
 
 # --- foreign files: shapes, types and numbers ---------------------------------------------------
@@ -53,13 +53,13 @@ def one(index: int, **changes: Any) -> Callable[[Any], None]:
         ("plain", every(offset=-1), "-1, which can't be"),
         ("plain", every(offset=2**40), "which can't be"),
         ("plain", every(offset=0), "it holds no tokens"),
-        ("plain", every(offset=2.5), "no whole number"),
-        ("plain", every(offset=mx.array([6])), "lack the part"),
-        ("plain", every(offset=None), "lack the part"),
-        ("plain", every(offset="six"), "lack the part"),
+        ("plain", every(offset=2.5), "not a whole number"),
+        ("plain", every(offset=mx.array([6])), "lack the field"),
+        ("plain", every(offset=None), "lack the field"),
+        ("plain", every(offset="six"), "lack the field"),
         ("plain", every(keys=mx.zeros((1, 1, 256))), "rank 4"),
-        ("plain", every(keys=mx.zeros((1, 1, 255, 32))), "not as many"),
-        ("plain", every(keys=None), "lack the part"),
+        ("plain", every(keys=mx.zeros((1, 1, 255, 32))), "same number of rows"),
+        ("plain", every(keys=None), "lack the field"),
         ("plain", lambda cache: setattr(cache[2], "offset", 5), "same number of tokens"),
         ("bounded, turned", every(_idx=31), "which can't be"),
         ("bounded, turned", every(_idx=4), "don't agree"),
@@ -112,7 +112,7 @@ def packed(part: int, shape: tuple[int, ...], dtype: mx.Dtype) -> Callable[[Any]
 )
 def test_quantized_parts_that_don_t_fit_together(tmp_path, change):
     path = tmp_path / "x.safetensors"
-    refused(path, "fit together|not as many", own=rewrite(path, "quantized", change))
+    refused(path, "fit together|same number of rows", own=rewrite(path, "quantized", change))
 
 
 # --- sound files of other models ----------------------------------------------------------------
@@ -174,11 +174,11 @@ def test_settings_of_another_model(tmp_path):
 
 def test_bounded_layers_stand_in_for_plain_ones_alone(tmp_path):
     path = saved(tmp_path / "x.safetensors", LLAMA, make_bounded(LLAMA))
-    assert tokens_held(read_cache_file(path, own_of(LLAMA)).layers) == 10
+    assert count_tokens(read_cache_file(path, own_of(LLAMA)).layers) == 10
     own = layers(1)[1:]
     bounded = make_bounded(LLAMA)[:1]
     bounded[0].update_and_fetch(*[mx.ones((1, 1, 1, 2))] * 2)
     save_prompt_cache(str(path), [CacheList(own[0][0], *bounded)])
-    refused(path, "layer 0, part 1 is a RotatingKVCache", PromptCacheMismatchError, own)
+    refused(path, "layer 0, member 1 is a RotatingKVCache", PromptCacheMismatchError, own)
     save_prompt_cache(str(path), [CacheList(own[0][0])])
     refused(path, "is a list of 1; in this model, of 2", PromptCacheMismatchError, own)

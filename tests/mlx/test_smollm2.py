@@ -125,5 +125,5 @@ def test_a_session_goes_on_in_another_process_as_if_it_had_never_stopped(smollm2
     ]
     with ChatSession.open(path, smollm2) as session:
         check_next_logits(session, probe=28)
-        assert session.regenerate() == said[-1]
+        assert session.retry() == said[-1]
         assert session.usage.turns[-1].fed_tokens == 1

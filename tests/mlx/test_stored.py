@@ -1,4 +1,4 @@
-"""A context that was stored in parts and restored goes on as if it had never stopped."""
+"""A context that was stored and restored goes on as if it had never stopped."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from kit.contexts import (
     SEEDED,
     Line,
     begun,
+    cache_of,
     check_fresh,
     config_of,
+    context_for,
     elsewhere,
     engine_for,
     run,
@@ -27,13 +29,13 @@ from kit.drafts import KINDS as DRAFTS
 from kit.mlx_sessions import foreign
 from kit.models import disturbed, tiny_mamba, toy_engine
 from kit.probe import draft_ids, layers_of, put_layers, resting_layers
-from segue import PromptCacheError, SpeculativeDecodingConfig
+from segue import PromptCacheError
 
 
 def restored(line: Line, kind: str, **kwargs) -> Line:
     """The same in a context of another engine, as in another process."""
-    context = engine_for(kind).context(config_of(kind), **kwargs)
-    assert context.restore(through_a_file(line.context.parts())) == {}
+    context = context_for(engine_for(kind), cache_of(kind), **kwargs)
+    assert context.restore(through_a_file(line.context.stored())) == {}
     return Line(context, line.ids)
 
 
@@ -42,32 +44,32 @@ def test_it_goes_on_token_for_token(kind):
     line = begun(kind)
     again = restored(line, kind)
     assert again.context.offset == line.context.offset
-    assert again.context.marks.offsets == line.context.marks.offsets
+    assert again.context.checkpoints.offsets == line.context.checkpoints.offsets
     assert mx.array_equal(again.logits(), line.logits())
-    check_fresh(again, engine_for(kind), config_of(kind))
+    check_fresh(again, engine_for(kind), cache_of(kind))
     for turn, settings in enumerate([{}, SEEDED, {"max_tokens": 20}]):
-        config = config_of(kind, **settings)
+        config = config_of(**settings)
         assert again.say(words(turn + 5, 9), config) == line.say(words(turn + 5, 9), config)
         assert mx.array_equal(again.logits(), line.logits())
-    assert again.context.marks.offsets == line.context.marks.offsets
-    check_fresh(again, engine_for(kind), config_of(kind))
+    assert again.context.checkpoints.offsets == line.context.checkpoints.offsets
+    check_fresh(again, engine_for(kind), cache_of(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("turns", [1, 3])
-def test_it_comes_back_to_every_mark(kind, turns):
+def test_it_comes_back_to_every_checkpoint(kind, turns):
     line = begun(kind, turns)
-    offsets = line.context.marks.offsets or (line.context.offset - 5,)
+    offsets = line.context.checkpoints.offsets or (line.context.offset - 5,)
     for offset in offsets:
-        # A context can go back once: there are as many as there are marks.
+        # A context can go back once: there are as many as there are checkpoints.
         one, other = restored(line, kind), restored(line, kind)
         reached = one.back(offset)
         alike = begun(kind, turns)
         assert reached == alike.back(offset)
         assert reached in (0, offset)
         assert mx.array_equal(one.logits(), alike.logits()) if reached else not one.ids
-        check_fresh(one, engine_for(kind), config_of(kind))
-        assert one.say(words(8, 9), config_of(kind)) == alike.say(words(8, 9), config_of(kind))
+        check_fresh(one, engine_for(kind), cache_of(kind))
+        assert one.say(words(8, 9), config_of()) == alike.say(words(8, 9), config_of())
         assert other.ids == line.ids
 
 
@@ -92,16 +94,16 @@ def test_a_draft_goes_on_as_well(kind, settings):
     def context():
         make, kwargs = DRAFTS[kind]
         engine = toy_engine()
-        draft = SpeculativeDecodingConfig(disturbed(engine, noise=0.1), 4)
+        draft = disturbed(engine, noise=0.1)
         if kind != "full":
-            draft = SpeculativeDecodingConfig(toy_engine(make, **kwargs), 4)
-        return engine.context(config_of("full"), speculative=draft)
+            draft = toy_engine(make, **kwargs)
+        return context_for(engine, cache_of("full"), draft=draft)
 
-    config = config_of("full", max_tokens=20, **settings)
+    config = config_of(max_tokens=20, num_draft_tokens=4, **settings)
     line = Line(context())
     line.say(words(1, 20), config)
     again = Line(context(), line.ids)
-    assert again.context.restore(through_a_file(line.context.parts())) == {}
+    assert again.context.restore(through_a_file(line.context.stored())) == {}
     assert again.context.acceptance == (0, 0)
     assert draft_ids(line.context) == draft_ids(again.context) != []
     for turn in range(3):
@@ -116,24 +118,24 @@ def test_a_draft_goes_on_as_well(kind, settings):
 
 @pytest.mark.parametrize("kind", ["full", "sliding", "recurrent", "hybrid"])
 def test_an_opaque_prefix_comes_back(kind, tmp_path):
-    engine, config = engine_for(kind), config_of(kind)
+    engine, config, cache = engine_for(kind), config_of(), cache_of(kind)
     foreign(engine, tmp_path / "c.safetensors", words(3, 20))
     stored = engine.load_cache(tmp_path / "c.safetensors")
-    line = Line(engine.context(config, cache=stored, opaque=True))
+    line = Line(context_for(engine, cache, start=stored))
     # Nothing but the prefix is something, too.
-    assert set(line.context.parts()) == {"cache", "prefix"}
+    assert set(line.context.stored()) == {"cache", "prefix"}
     line.say(words(1, 9), config)
-    parts = through_a_file(line.context.parts())
+    parts = through_a_file(line.context.stored())
     other = engine_for(kind)
-    prefix = other.read_prefix(parts["prefix"], config)
+    prefix = other.read_prefix(parts["prefix"], cache)
     assert prefix.offset == stored.offset
-    again = Line(other.context(config, cache=prefix, opaque=True), line.ids)
+    again = Line(context_for(other, cache, start=prefix), line.ids)
     assert again.context.restore(parts) == {}
     assert again.context.prefix == line.context.prefix
     assert mx.array_equal(again.logits(), line.logits())
     assert again.back(0) == line.back(0) == (stored.offset or 0)
     assert mx.array_equal(again.logits(), line.logits())
-    without = engine.context(config)
+    without = engine.context(cache)
     if stored.offset:
         with pytest.raises(segue.PromptCacheMismatchError, match="opaque prefix"):
             without.restore(parts)
@@ -141,17 +143,17 @@ def test_an_opaque_prefix_comes_back(kind, tmp_path):
 
 def test_what_was_begun_from_a_quantized_file_comes_back(tmp_path):
     kind = "quantized"
-    engine, config = engine_for(kind), config_of(kind)
-    foreign(engine, tmp_path / "c.safetensors", words(3, 20), config)
+    engine, config = engine_for(kind), config_of()
+    foreign(engine, tmp_path / "c.safetensors", words(3, 20), cache_of(kind))
     stored = engine.load_cache(tmp_path / "c.safetensors")
     # It is quantized earlier than a conversation without it would be.
-    config = config_of("quantized", quantized_kv_start=1000)
-    line = Line(engine.context(config, cache=stored, opaque=True))
+    cache = cache_of(kind, quantized_kv_start=1000)
+    line = Line(context_for(engine, cache, start=stored))
     line.say(words(1, 9), config)
-    parts = through_a_file(line.context.parts())
-    prefix = engine.read_prefix(parts["prefix"], config)
+    parts = through_a_file(line.context.stored())
+    prefix = engine.read_prefix(parts["prefix"], cache)
     assert (prefix.kv_bits, prefix.kv_group_size) == (8, 32)
-    again = Line(engine.context(config, cache=prefix, opaque=True), line.ids)
+    again = Line(context_for(engine, cache, start=prefix), line.ids)
     assert again.context.restore(parts) == {}
     assert mx.array_equal(again.logits(), line.logits())
 
@@ -159,32 +161,32 @@ def test_what_was_begun_from_a_quantized_file_comes_back(tmp_path):
 def test_rows_of_several_heads_come_back():
     """Theirs lie apart in the buffer, with room between them."""
     engine = engine_for("full")
-    context = engine.context(config_of("full"))
+    context = engine.context(cache_of("full"))
     layers = [copy.deepcopy(layer) for layer in resting_layers(context)]
     for layer in layers:
         rows = mx.arange(2 * 9 * 8, dtype=mx.float32).reshape(1, 2, 9, 8)
         layer.update_and_fetch(rows, rows)
     put_layers(context, layers, 9)
-    part = through_a_file(context.parts())["cache"]
+    part = through_a_file(context.stored())["cache"]
     for name in ("layers.0.0", "layers.3.1"):
         data = memoryview(part.tensors[name].data).cast("f").tolist()
         assert data == list(range(2 * 9 * 8))
 
 
 def test_nothing_is_stored_of_nothing():
-    assert engine_for("full").context(config_of("full")).parts() == {}
+    assert engine_for("full").context(cache_of("full")).stored() == {}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parts_stay_as_they_are_while_the_context_goes_on(kind):
     line = begun(kind)
     before = line.logits()
-    parts = line.context.parts()
+    parts = line.context.stored()
     kept = through_a_file(parts)
     assert mx.array_equal(line.logits(), before)
-    line.say(words(4, 9), config_of(kind))
+    line.say(words(4, 9), config_of())
     line.context.rewind(0)
-    line.say(words(5, 9), config_of(kind))
+    line.say(words(5, 9), config_of())
     del line
     gc.collect()
     assert through_a_file(parts) == kept
@@ -201,7 +203,7 @@ def test_rows_that_fill_their_buffer_are_not_copied():
     layer.keys = mx.contiguous(layer.keys[..., : layer.offset, :])
     mx.eval(layer.keys)
     before = mx.get_active_memory()
-    parts = line.context.parts()
+    parts = line.context.stored()
     others = sum(
         memoryview(tensor.data).nbytes
         for name, tensor in parts["cache"].tensors.items()
@@ -214,8 +216,8 @@ def test_rows_that_fill_their_buffer_are_not_copied():
 def test_another_thread_goes_on_where_a_reply_was_as_long_as_it_may_be(kind):
     line, same = begun(kind), begun(kind)
     said = []
-    elsewhere(lambda: said.append(line.say(words(7, 5), config_of(kind))))
-    assert said == [same.say(words(7, 5), config_of(kind))]
+    elsewhere(lambda: said.append(line.say(words(7, 5), config_of())))
+    assert said == [same.say(words(7, 5), config_of())]
 
 
 @pytest.mark.parametrize("kind", ["full", "hybrid", "quantized"])
@@ -225,21 +227,21 @@ def test_another_thread_may_store_and_restore(kind):
 
     def work():
         again = restored(line, kind)
-        results.append((again, again.say(words(7, 5), config_of(kind))))
+        results.append((again, again.say(words(7, 5), config_of())))
 
     elsewhere(work)
     again, said = results[0]
-    assert line.say(words(7, 5), config_of(kind)) == said
-    assert line.say(words(8, 5), config_of(kind)) == again.say(words(8, 5), config_of(kind))
+    assert line.say(words(7, 5), config_of()) == said
+    assert line.say(words(8, 5), config_of()) == again.say(words(8, 5), config_of())
 
 
 def test_a_cache_without_a_form_is_not_stored():
     line = begun("full")
     resting_layers(line.context)[1] = LayerCache(8)
     with pytest.raises(PromptCacheError, match="no form"):
-        line.context.parts()
-    line = Line(toy_engine(tiny_mamba).context(config_of("recurrent")))
-    line.say(words(1, 3), config_of("recurrent"))
+        line.context.stored()
+    line = Line(toy_engine(tiny_mamba).context(cache_of("recurrent")))
+    line.say(words(1, 3), config_of())
     resting_layers(line.context)[1] = copy.deepcopy(toy_engine(tiny_mamba).model.make_cache()[0])
     with pytest.raises(PromptCacheError):
-        line.context.parts()
+        line.context.stored()

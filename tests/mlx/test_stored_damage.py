@@ -1,4 +1,4 @@
-"""Parts of a context that were changed: refused, or left out; nothing changes, nothing breaks."""
+"""Sections of a context that were changed: refused or left out; nothing changes or breaks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from kit.contexts import (
     SEEDED,
     Line,
     begun,
+    cache_of,
     config_of,
+    context_for,
     engine_for,
     run,
     through_a_file,
@@ -30,17 +32,16 @@ from segue import (
     PromptCacheError,
     PromptCacheFormatError,
     PromptCacheMismatchError,
-    SpeculativeDecodingConfig,
 )
-from segue.engine import StoredPart, StoredTensor
+from segue.engine import StoredState, StoredTensor
 
-Parts = dict[str, StoredPart]
+Parts = dict[str, StoredState]
 Change = Callable[[dict[str, Any], dict[str, StoredTensor]], Any]
 KEYS = "layers.0.0"
 
 
 def stored(kind: str) -> Parts:
-    return through_a_file(begun(kind, 3).context.parts())
+    return through_a_file(begun(kind, 3).context.stored())
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def kept() -> Callable[[str], Parts]:
             cache[kind] = stored(kind)
         # Numbers are changed in place, data never.
         return {
-            name: StoredPart(copy.deepcopy(dict(part.values)), dict(part.tensors))
+            name: StoredState(copy.deepcopy(dict(part.values)), dict(part.tensors))
             for name, part in cache[kind].items()
         }
 
@@ -88,13 +89,13 @@ CACHE: list[tuple[str, Change, str]] = [
     ("full", classes(["KVCache", 1]), "does not name the layers"),
     ("full", classes(["object"] * 4), "class 'object', which Segue does not know"),
     ("full", classes(["__import__('os')"] * 4), "which Segue does not know"),
-    ("full", without("offset"), "lack the part 'offset'"),
-    ("full", without(KEYS), "lack the part"),
-    ("full", without("layers.0.2"), "lack the part"),
-    ("full", state(offset=True), "no whole number"),
-    ("full", state(offset=3.0), "no whole number"),
-    ("full", state(offset="3"), "no whole number"),
-    ("full", state(offset=None), "no whole number"),
+    ("full", without("offset"), "lack the field 'offset'"),
+    ("full", without(KEYS), "lack the field"),
+    ("full", without("layers.0.2"), "lack the field"),
+    ("full", state(offset=True), "not a whole number"),
+    ("full", state(offset=3.0), "not a whole number"),
+    ("full", state(offset="3"), "not a whole number"),
+    ("full", state(offset=None), "not a whole number"),
     ("full", state(offset=-1), "is -1, which can't be"),
     ("full", state(offset=10**400), "which can't be"),
     ("full", state(offset=7), "don't hold the 7 tokens"),
@@ -102,8 +103,8 @@ CACHE: list[tuple[str, Change, str]] = [
     ("full", state(layers__0__2=1000), "1000, which can't be"),
     ("full", state(extra=1), "'extra' belongs to nothing"),
     ("full", lambda _, tensors: tensors.update(extra=tensors[KEYS]), "'extra' belongs to nothing"),
-    ("full", state(layers__0__0=None), "lack the part"),
-    ("full", lambda _, tensors: tensors.update(offset=tensors[KEYS]), "lack the part 'offset'"),
+    ("full", state(layers__0__0=None), "lack the field"),
+    ("full", lambda _, tensors: tensors.update(offset=tensors[KEYS]), "lack the field 'offset'"),
     ("full", tensor(KEYS, data=b""), "don't agree"),
     ("full", tensor(KEYS, dtype="F16"), "don't agree"),
     ("full", tensor(KEYS, dtype="F64"), "don't agree"),
@@ -113,7 +114,7 @@ CACHE: list[tuple[str, Change, str]] = [
     ("full", tensor(KEYS, shape=(1,) * 30), "don't agree"),
     ("full", tensor(KEYS, shape=(1, 1, 1.5, 32)), "don't agree"),
     ("full", tensor(KEYS, shape=(), data=b"1234"), "not of rank 4"),
-    ("full", tensor(KEYS, shape=(1, 1, 0, 32), data=b""), "not as many"),
+    ("full", tensor(KEYS, shape=(1, 1, 0, 32), data=b""), "same number of rows"),
     ("bounded", state(layers__0__3=3), "in different ways"),
     ("bounded", state(layers__0__5=3), "rows and position"),
     ("sliding", state(layers__0__5=3), "dropped different tokens"),
@@ -121,20 +122,20 @@ CACHE: list[tuple[str, Change, str]] = [
     ("quantized", state(layers__0__3=48), "groups of 48"),
     ("chunked", state(layers__0__4=0), "which can't be"),
     ("lists", state(layers__0__0__1="CacheList"), "a list that holds a list"),
-    ("lists", state(layers__0__0__1=1), "no text"),
-    ("lists", state(layers__0__0__1="x" * 1000), "no text"),
-    ("hybrid", state(layers__0__1=1), "lack the part"),
+    ("lists", state(layers__0__0__1=1), "not a text"),
+    ("lists", state(layers__0__0__1="x" * 1000), "not a text"),
+    ("hybrid", state(layers__0__1=1), "lack the field"),
     ("token ids", without("layers.0.0.0"), "number of slots"),
 ]
 
 
 def line_of(kind: str) -> Line:
-    return Line(engine_for(kind).context(config_of(kind)))
+    return Line(engine_for(kind).context(cache_of(kind)))
 
 
 def unchanged(context: Any) -> None:
     assert context.offset == 0
-    assert context.marks.offsets == ()
+    assert context.checkpoints.offsets == ()
     assert all(layer.empty() for layer in layers_of(context))
 
 
@@ -180,19 +181,19 @@ def test_a_cache_of_another_kind_is_a_mismatch(kept, kind, other):
     ],
 )
 def test_a_cache_of_other_settings_is_a_mismatch(kept, kind, wanted, told):
-    context = engine_for(kind).context(config_of(kind, **wanted))
+    context = engine_for(kind).context(cache_of(kind, **wanted))
     with pytest.raises(PromptCacheMismatchError, match=told):
         context.restore(kept(kind))
     unchanged(context)
 
 
-MARKS: list[tuple[str, Change, str]] = [
+CHECKPOINTS: list[tuple[str, Change, str]] = [
     ("hybrid", lambda values, _: values.clear(), "does not say what it holds"),
     ("hybrid", state(**{"0.offset": 0}), "is 0, which can't be"),
     ("hybrid", state(**{"1.offset": 1}), "is 1, which can't be"),
     ("hybrid", state(**{"2.offset": 1000}), "is 1000, which can't be"),
     ("hybrid", without("1.offset"), "belongs to nothing"),
-    ("hybrid", without("0.0.0.0"), "number of slots|lack the part"),
+    ("hybrid", without("0.0.0.0"), "number of slots|lack the field"),
     ("hybrid", lambda values, _: values["classes"].pop("0"), "does not name the layers of 0"),
     ("hybrid", lambda values, _: values["classes"]["0"].pop(), "there are 2 layers"),
     ("sliding", state(**{"1.offset": 13}), "don't hold the 13 tokens"),
@@ -201,16 +202,16 @@ MARKS: list[tuple[str, Change, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "change", "told"), MARKS)
-def test_marks_that_were_changed_are_left_out(kept, kind, change, told):
+@pytest.mark.parametrize(("kind", "change", "told"), CHECKPOINTS)
+def test_checkpoints_that_were_changed_are_left_out(kept, kind, change, told):
     parts = kept(kind)
-    change(parts["marks"].values, parts["marks"].tensors)
+    change(parts["checkpoints"].values, parts["checkpoints"].tensors)
     line, whole = line_of(kind), begun(kind, 3)
     unused = line.context.restore(parts)
-    assert unused.keys() == {"marks"}
-    assert re.search(told, unused["marks"])
+    assert unused.keys() == {"checkpoints"}
+    assert re.search(told, unused["checkpoints"])
     line.ids = whole.ids
-    assert line.context.marks.offsets == ()
+    assert line.context.checkpoints.offsets == ()
     assert mx.array_equal(line.logits(), whole.logits())
     assert line.back(10) == 0
 
@@ -223,15 +224,14 @@ WINDOWED = toy_engine(tiny_llama, window=8)
 
 
 def with_draft(draft: Any = DRAFT) -> Line:
-    speculative = None if draft is None else SpeculativeDecodingConfig(draft, 3)
-    return Line(ENGINE.context(config_of("full"), speculative=speculative))
+    return Line(context_for(ENGINE, cache_of("full"), draft=draft))
 
 
 @pytest.fixture
 def drafted(never_paused) -> Parts:
     line = with_draft()
-    line.say(words(1, 9), config_of("full", **SEEDED))
-    return through_a_file(line.context.parts())
+    line.say(words(1, 9), config_of(num_draft_tokens=3, **SEEDED))
+    return through_a_file(line.context.stored())
 
 
 @pytest.mark.parametrize(
@@ -254,12 +254,12 @@ def test_a_draft_of_another_model_is_left_out(drafted, draft, told):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (without("fingerprint"), "lack the part"),
-        (state(fingerprint=5), "no text"),
-        (without("ids"), "lack the part 'ids'"),
-        (tensor("ids", dtype="I32"), "no token ids"),
+        (without("fingerprint"), "lack the field"),
+        (state(fingerprint=5), "not a text"),
+        (without("ids"), "lack the field 'ids'"),
+        (tensor("ids", dtype="I32"), "does not hold token ids"),
         (tensor("ids", shape=(1,), data=b"\0\0\0\0"), "don't hold the 1 tokens"),
-        (tensor("ids", shape=(1,), data=b"\xff\xff\xff\xff"), "a token that there is not"),
+        (tensor("ids", shape=(1,), data=b"\xff\xff\xff\xff"), "an id that the model does not have"),
         (state(**{"layers.0.2": 2}), "same number"),
         (state(extra=2), "belongs to nothing"),
     ],

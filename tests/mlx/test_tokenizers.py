@@ -18,7 +18,7 @@ from kit.models import byte_level_tokenizer
 from kit.probe import hugging_face, ids_of
 from segue import ChatSession, GenerationConfig, Message, MlxEngine, TemplateError
 from segue.testing.mlx import CachingModel
-from segue.tokenizers.hugging_face import MlxTokenizer
+from segue.tokenizers.hugging_face import HuggingFaceTokenizer
 
 # A template whose turns are bounded by plain text, as vicuna's are.
 PLAIN = (
@@ -139,7 +139,7 @@ def test_the_next_turn_is_incremental_and_fed_what_the_template_wrote(tokenizer)
     with session.stream("hello") as reply:
         list(reply)
     assert reply.cached_tokens >= before - 1
-    ours = MlxTokenizer(tokenizer)
+    ours = HuggingFaceTokenizer(tokenizer)
     rendered = ours.render(
         [message.to_template() for message in session.history[:-1]],
         add_generation_prompt=True,
@@ -151,7 +151,7 @@ def test_the_next_turn_is_incremental_and_fed_what_the_template_wrote(tokenizer)
 
 def test_templates_get_their_arguments_and_fail_by_name():
     template = "{{ mood }}{{ raise_exception('no') if mood == 'bad' }}"
-    ours = MlxTokenizer(byte_level_tokenizer(template), name="moody")
+    ours = HuggingFaceTokenizer(byte_level_tokenizer(template), name="moody")
     arguments = {"add_generation_prompt": False, "template_kwargs": {"mood": "good"}}
     messages = [Message.user("hi").to_template()]
     assert ours.render(messages, **arguments) == "good"
@@ -164,12 +164,12 @@ def test_a_plain_tokenizer_gets_the_detokenizer_that_its_decoder_needs():
         (sentencepiece_tokenizer(), SPMStreamingDetokenizer),
         (byte_level_tokenizer(), BPEStreamingDetokenizer),
     ):
-        ours = MlxTokenizer(hugging_face(made))
+        ours = HuggingFaceTokenizer(hugging_face(made))
         assert isinstance(ours.wrapped.detokenizer, expected)
 
 
 def test_indentation_survives_with_a_plain_sentencepiece_tokenizer():
-    plain = MlxTokenizer(hugging_face(sentencepiece_tokenizer()))
+    plain = HuggingFaceTokenizer(hugging_face(sentencepiece_tokenizer()))
     streaming = plain.detokenizer()
     text = "x\n    y"
     shown = "".join(streaming.add(token) for token in plain.encode(text)) + streaming.finish()
@@ -177,13 +177,13 @@ def test_indentation_survives_with_a_plain_sentencepiece_tokenizer():
 
 
 def test_no_space_is_invented_behind_special_tokens():
-    ours = MlxTokenizer(sentencepiece_tokenizer())
+    ours = HuggingFaceTokenizer(sentencepiece_tokenizer())
     for text in ("<s>USER: hello", "hello</s>\nUSER: hi</s>", "<s><s> hello</s>  é", "hello", ""):
         assert ours.decode(ours.encode(text)) == text
 
 
 def test_special_tokens_stay_whole_beside_a_line_break():
-    ours = MlxTokenizer(sentencepiece_tokenizer())
+    ours = HuggingFaceTokenizer(sentencepiece_tokenizer())
     begin, end = (ours.wrapped.convert_tokens_to_ids(token) for token in ("<s>", "</s>"))
     ids = ours.encode("<s>hello</s>\n<s>")
     assert [token for token in ids if token in (begin, end)] == [begin, end, begin]
@@ -194,6 +194,6 @@ def test_special_tokens_that_swallow_white_space_do_so_as_their_publisher_says()
     made = sentencepiece_tokenizer()
     made.add_tokens(AddedToken("<|end|>", rstrip=True, normalized=False), special_tokens=True)
     text = "hello<|end|>\nUSER: hi"
-    ids = MlxTokenizer(made).encode(text)
+    ids = HuggingFaceTokenizer(made).encode(text)
     assert ids == made.encode(text, add_special_tokens=False)
     assert made.convert_tokens_to_ids("<0x0A>") not in ids

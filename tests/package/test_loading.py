@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -15,6 +17,7 @@ from kit.logits import assert_close, fresh_logits
 from kit.models import write_folder
 from segue import (
     ChatSession,
+    ConfigurationError,
     GenerationConfig,
     MissingTemplateError,
     MlxEngine,
@@ -23,6 +26,7 @@ from segue import (
     UnsupportedModelError,
     names,
 )
+from segue.loading import diagnose
 
 IDS = list(range(20, 60))
 
@@ -63,7 +67,7 @@ def test_on_a_cpu_weights_are_held_in_float32(tmp_path, dtype, bits):
 
 def test_weights_that_would_not_fit_in_float32_stay_as_they_are(tmp_path, monkeypatch):
     write_folder(tmp_path / "model", dtype=mx.float16)
-    monkeypatch.setattr("segue.loading.FLOAT32_SHARE", 1e-9)
+    monkeypatch.setattr("segue.mlx.loading.FLOAT32_SHARE", 1e-9)
     engine = segue.load(tmp_path / "model")
     assert mx.float16 in {weight.dtype for _, weight in tree_flatten(engine.model.parameters())}
 
@@ -204,3 +208,31 @@ def test_a_repository_may_have_a_name_like_an_alias(name):
 def test_a_config_nested_without_end(folder):
     (folder / "config.json").write_text("[" * 100_000)
     refused(folder, ModelFormatError, "can't be read")
+
+
+# --- engines ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["auto", "mlx"])
+def test_an_engine_may_be_chosen(folder, engine):
+    assert isinstance(segue.load(folder, engine=engine), MlxEngine)
+
+
+@pytest.mark.parametrize("engine", ["llama", "", None, ["mlx"]])
+def test_an_unknown_engine_is_refused_before_anything_is_looked_up(engine):
+    with pytest.raises(ConfigurationError, match="engine must be 'auto' or one of 'mlx', not"):
+        segue.load("nothing like it", engine=engine)
+
+
+def test_the_engine_is_imported_when_a_model_is_loaded():
+    code = (
+        "import sys, segue, segue.loading\n"
+        "assert not any(name.startswith(('mlx', 'segue.mlx')) for name in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_diagnosis_names_the_device():
+    facts, advice = diagnose("mlx")
+    assert "device" in dict(facts)
+    assert all(advice)

@@ -9,6 +9,7 @@ from kit.architectures import DATA, NO_DATA, CannotRunError, examine
 from kit.models import tiny_llama
 from kit.oracle import TOLERANCE
 from kit.paths import ROOT
+from segue import CacheConfig
 
 PAGE = ROOT / "docs" / "architectures.md"
 
@@ -34,7 +35,7 @@ def test_the_script_finds_a_cache_that_is_not_rewound(monkeypatch):
     from segue.mlx.kv.state import KVState
 
     engine = oracle.wrap(tiny_llama(262))
-    oracle.Talk(engine, oracle.BASE).run()
+    oracle.Talk(engine, CacheConfig()).run()
 
     def pretend(state, offset, mark=None):
         state.offset = min(offset, state.offset)
@@ -42,12 +43,12 @@ def test_the_script_finds_a_cache_that_is_not_rewound(monkeypatch):
 
     monkeypatch.setattr(KVState, "rewind", pretend)
     with pytest.raises(AssertionError, match="relative error"):
-        oracle.Talk(engine, oracle.BASE).run()
+        oracle.Talk(engine, CacheConfig()).run()
 
 
 @pytest.mark.parametrize("off", [-1, 1])
 def test_the_script_finds_a_turn_that_feeds_another_number_of_tokens(monkeypatch, off):
-    from segue.turn.plan import cache as session_cache
+    from segue.turn import cache as session_cache
 
     engine = oracle.wrap(tiny_llama(262))
     keep = session_cache.tokens_to_keep
@@ -55,4 +56,4 @@ def test_the_script_finds_a_turn_that_feeds_another_number_of_tokens(monkeypatch
         session_cache, "tokens_to_keep", lambda *args: max(0, keep(*args) + off * bool(keep(*args)))
     )
     with pytest.raises(AssertionError):
-        oracle.Talk(engine, oracle.BASE).run()
+        oracle.Talk(engine, CacheConfig()).run()

@@ -22,6 +22,7 @@ from kit.oracle import Expected, Recorder, Talk, wrap
 from kit.probe import context_of, ids_of, layers_of
 from kit.sessions import common_prefix, rendered
 from segue import (
+    CacheConfig,
     ChatSession,
     ConfigurationError,
     GenerationConfig,
@@ -31,7 +32,8 @@ from segue import (
     Role,
 )
 
-BASE = GenerationConfig(max_tokens=3, prefill_step_size=16, max_marks=3, kv_group_size=32)
+BASE = GenerationConfig(max_tokens=3, prefill_step_size=16)
+CACHE = CacheConfig(max_checkpoints=3, kv_group_size=32)
 KINDS = {
     "full": (lambda size: tiny_llama(size, layers=2), {}),
     "rotating": (lambda size: tiny_llama(size, layers=2, window=16), {}),
@@ -82,10 +84,10 @@ class CacheMachine(RuleBasedStateMachine):
         self.engine = engine_of(kind)
         self.engine.model.fail_in = 0
         self.engine.tokenizer.edits.clear()
-        self.talk = Talk(self.engine, replace(BASE, **KINDS[kind][1]))
+        self.talk = Talk(self.engine, replace(CACHE, **KINDS[kind][1]))
         self.session.instructions = instructions
+        self.session.generation = BASE
         self.said: list[Message] = []
-        self.kind_of_cache = self.session.generation.cache_settings
         self.parked, self.saved = [], None
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "talk.segue"
@@ -94,12 +96,6 @@ class CacheMachine(RuleBasedStateMachine):
     def session(self) -> ChatSession:
         return self.talk.session
 
-    def new_kind(self):
-        """Settings that want another cache: it is made anew."""
-        if not self.same_kind:
-            self.kind_of_cache = self.session.generation.cache_settings
-            self.talk.expected = Expected(self.engine, self.session.generation)
-
     def record(self, text):
         self.said.append(Message.user(text))
         self.said.append(self.session.history[-1])
@@ -107,7 +103,6 @@ class CacheMachine(RuleBasedStateMachine):
 
     @rule(text=TEXTS, tokens=st.none() | st.integers(0, 3), look=st.booleans())
     def turn(self, text, tokens, look):
-        self.new_kind()
         # Fed exactly what had to be, and the logits those of a fresh context: see `Talk.turn`.
         self.talk.turn(text, close_after=tokens, look=look)
         self.record(text)
@@ -115,12 +110,12 @@ class CacheMachine(RuleBasedStateMachine):
     @rule(text=TEXTS)
     def turn_beside_a_replay(self, text):
         """The oracle: the same messages on a session of its own get the same reply."""
-        self.new_kind()
         again = ChatSession(
             self.engine,
             instructions=self.session.instructions,
             history=self.said,
             generation=self.session.generation,
+            cache=self.session.cache,
         )
         ours = self.talk.expected.held
         self.talk.turn(text, look=False)
@@ -130,14 +125,13 @@ class CacheMachine(RuleBasedStateMachine):
         theirs = ids_of(again)
         prompt = self.talk.prompt_length
         if tuple(self.talk.expected.held[:prompt]) == theirs[:prompt]:
-            if self.session.generation.kv_bits is None:
+            if self.session.cache.kv_bits is None:
                 assert said == self.said[-1].content
         else:
             assert common_prefix(ours, theirs) < len(ours)
 
     @rule(text=TEXTS, calls=st.integers(1, 4))
     def turn_that_fails(self, text, calls):
-        self.new_kind()
         reply = self.session.stream(text)
         self.talk.expected.turn_to(ids_of(self.session))
         self.engine.model.fail_in = calls
@@ -172,24 +166,31 @@ class CacheMachine(RuleBasedStateMachine):
                 {"kv_bits": 8, "quantized_kv_start": 40},
             ]
         ),
-        step=st.integers(8, 60),
-        max_marks=st.integers(0, 4),
+        most=st.integers(0, 4),
     )
-    def change_settings(self, wanted, step, max_marks):
-        config = replace(BASE, prefill_step_size=step, max_marks=max_marks, **wanted)
+    def move_to_another_kind_of_cache(self, wanted, most):
+        """A cache is of one kind for life: the conversation is saved, and opened with another."""
+        config = replace(CACHE, max_checkpoints=most, **wanted)
+        self.session.save(self.path)
+        self.saved = None
         try:
             self.engine.context(config)
         except ConfigurationError:
-            # What the model can't do is refused in the next turn, and nothing changes.
-            before, held = self.session.generation, self.session.cached_tokens
-            self.session.generation = config
+            # What the model can't do is refused, and nothing changes.
             with pytest.raises(ConfigurationError):
-                self.session.stream("no")
-            self.session.generation = before
-            assert self.session.cached_tokens == held
-        else:
-            self.session.generation = config
-            self.talk.expected.most_marks = max_marks
+                ChatSession.open(self.path, self.engine, cache=config)
+            return
+        same = config.kind == self.session.cache.kind
+        self.session.close()
+        self.talk.session = ChatSession.open(self.path, self.engine, cache=config)
+        if not same:
+            self.talk.expected = Expected(self.engine, config)
+        self.talk.expected.most_checkpoints = most
+        assert self.session.cached_tokens == len(self.talk.expected.held)
+
+    @rule(step=st.integers(8, 60))
+    def read_in_other_steps(self, step):
+        self.session.generation = replace(BASE, prefill_step_size=step)
 
     @rule(turns=st.integers(1, 3))
     def undo(self, turns):
@@ -205,15 +206,14 @@ class CacheMachine(RuleBasedStateMachine):
         self.talk.went_back()
         # Of what stays, nothing is read again that is in the cache and can stay there.
         stays = rendered(self.session, self.said, prompt=False).rstrip()
-        if self.same_kind and can_trim and self.said and before.startswith(stays):
+        if can_trim and self.said and before.startswith(stays):
             assert self.engine.tokenizer.decode(self.talk.expected.held).startswith(stays)
 
     @precondition(lambda self: self.said)
     @rule(tokens=st.none() | st.integers(1, 3), look=st.booleans())
     def regenerate(self, tokens, look):
-        self.new_kind()
         self.said.pop()
-        self.talk.take(lambda: self.session.stream_again(seed=1), close_after=tokens, look=look)
+        self.talk.take(lambda: self.session.stream_retry(seed=1), close_after=tokens, look=look)
         self.said.append(self.session.history[-1])
 
     @precondition(lambda self: self.said)
@@ -223,8 +223,7 @@ class CacheMachine(RuleBasedStateMachine):
         assert list(self.session.edit(place, new)) == self.said[place:]
         self.said[place:] = [Message.user(new)]
         self.talk.went_back()
-        self.new_kind()
-        self.talk.take(self.session.stream_again, look=look)
+        self.talk.take(self.session.stream_retry, look=look)
         self.said.append(self.session.history[-1])
 
     @rule(stay=st.booleans())
@@ -232,27 +231,23 @@ class CacheMachine(RuleBasedStateMachine):
         twin = copy.copy(self.talk)
         twin.session = self.session.fork()
         twin.expected = copy.deepcopy(self.talk.expected)
-        mine = (self.talk, list(self.said), self.kind_of_cache)
-        theirs = (twin, list(self.said), self.kind_of_cache)
+        mine, theirs = (self.talk, list(self.said)), (twin, list(self.said))
         self.parked.append(theirs if stay else mine)
-        self.talk, self.said, self.kind_of_cache = mine if stay else theirs
+        self.talk, self.said = mine if stay else theirs
 
     @precondition(lambda self: self.parked)
     @rule(look=st.booleans())
     def switch(self, look):
-        self.parked.append((self.talk, self.said, self.kind_of_cache))
-        self.talk, self.said, self.kind_of_cache = self.parked.pop(0)
-        if look and self.talk.expected.held and self.same_kind:
+        self.parked.append((self.talk, self.said))
+        self.talk, self.said = self.parked.pop(0)
+        if look and self.talk.expected.held:
             self.talk.check_logits()
 
     @rule()
     def save(self):
         self.session.save(self.path)
-        expected = copy.deepcopy(self.talk.expected)
-        if not self.same_kind:
-            expected = Expected(self.engine, self.session.generation)
         self.saved = (
-            expected,
+            copy.deepcopy(self.talk.expected),
             list(self.said),
             self.session.generation,
             self.session.instructions,
@@ -266,14 +261,9 @@ class CacheMachine(RuleBasedStateMachine):
         assert self.session.generation == generation
         assert self.session.instructions == instructions
         self.talk.expected, self.said = copy.deepcopy(expected), list(said)
-        self.kind_of_cache = generation.cache_settings
         assert self.session.cached_tokens == len(expected.held)
         if look and expected.held:
             self.talk.check_logits()
-
-    @property
-    def same_kind(self) -> bool:
-        return self.kind_of_cache == self.session.generation.cache_settings
 
     @rule()
     def clear(self):
@@ -285,18 +275,14 @@ class CacheMachine(RuleBasedStateMachine):
     @invariant()
     def nothing_is_lost(self):
         assert list(self.session.history) == self.said
-        context = context_of(self.session)
-        if context is not None:
-            held = ids_of(self.session)
-            assert len(held) == context.offset
-            assert held == tuple(self.talk.expected.held) or (
-                self.kind_of_cache != self.session.generation.cache_settings
-            )
-            assert len(context.marks.offsets) <= 4
+        context, held = context_of(self.session), ids_of(self.session)
+        assert len(held) == context.offset
+        assert held == tuple(self.talk.expected.held)
+        assert len(context.checkpoints.offsets) <= 4
 
     @invariant()
     def other_branches_stay_as_they_were(self):
-        for talk, said, _ in getattr(self, "parked", ()):
+        for talk, said in getattr(self, "parked", ()):
             assert list(talk.session.history) == said
             assert ids_of(talk.session) == tuple(talk.expected.held)
 
@@ -314,7 +300,9 @@ TestCaches = pytest.mark.timeout(3600)(CacheMachine.TestCase)
 
 def test_every_kind_of_cache_is_among_them():
     names = {
-        type(layer).__name__ for kind in KINDS for layer in layers_of(engine_of(kind).context(BASE))
+        type(layer).__name__
+        for kind in KINDS
+        for layer in layers_of(engine_of(kind).context(CACHE))
     }
     assert names == {"KVCache", "RotatingKVCache", "ArraysCache", "ChunkedKVCache", "CacheList"}
     assert len(list(itertools.chain(KINDS))) == 7

@@ -29,7 +29,6 @@ from segue import (
     GenerationError,
     Message,
     MlxEngine,
-    SpeculativeDecodingConfig,
 )
 from segue.testing import ToyTokenizer
 from segue.testing.mlx import CachingModel
@@ -69,12 +68,12 @@ class SpeculativeMachine(RuleBasedStateMachine):
         self.draft = CachingModel(guess, len(TOKENIZER) + 3, layers=2)
         self.engine = MlxEngine(self.main, TOKENIZER, name="main")
         proposer = "prompt-lookup" if lookup else MlxEngine(self.draft, TOKENIZER, name="draft")
-        self.speculative = SpeculativeDecodingConfig(proposer, count)
+        self.proposer, self.count = proposer, count
         self.session = ChatSession(
             self.engine,
             instructions=instructions,
-            generation=GenerationConfig(max_tokens=9, prefill_step_size=8),
-            speculative=self.speculative,
+            generation=GenerationConfig(max_tokens=9, prefill_step_size=8, num_draft_tokens=count),
+            draft=proposer,
         )
         self.live = None
 
@@ -129,10 +128,18 @@ class SpeculativeMachine(RuleBasedStateMachine):
     def change_instructions(self, instructions):
         self.session.instructions = instructions
 
-    @rule(max_tokens=st.integers(0, 12), step=st.integers(1, 20), stop=st.sampled_from(["", "ee"]))
-    def change_settings(self, max_tokens, step, stop):
+    @rule(
+        max_tokens=st.integers(0, 12),
+        step=st.integers(1, 20),
+        stop=st.sampled_from(["", "ee"]),
+        drafts=st.sampled_from([True, True, False]),
+    )
+    def change_settings(self, max_tokens, step, stop, drafts):
         self.session.generation = GenerationConfig(
-            max_tokens=max_tokens, prefill_step_size=step, stop=stop or ()
+            max_tokens=max_tokens,
+            prefill_step_size=step,
+            stop=stop or (),
+            num_draft_tokens=self.count if drafts else 0,
         )
 
     @rule()
@@ -159,7 +166,7 @@ class SpeculativeMachine(RuleBasedStateMachine):
         generation, held = self.session.generation, self.session.cached_tokens
         history = self.session.history
         self.session = ChatSession(
-            self.engine, generation=generation, speculative=self.speculative, cache=cache
+            self.engine, generation=generation, draft=self.proposer, prompt_cache=cache
         )
         assert self.session.cached_tokens == held
         assert self.session.history == history

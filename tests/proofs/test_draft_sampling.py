@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from mlx_lm.models.cache import KVCache
 
-from kit.contexts import run
+from kit.contexts import context_for, run
 from kit.probe import accept_by, draft_with_the_seed_of_replies
-from segue import GenerationConfig, MlxEngine, SpeculativeDecodingConfig
+from segue import CacheConfig, GenerationConfig, MlxEngine
 from segue.testing import ToyTokenizer
 
 STATES = 6
@@ -70,8 +70,8 @@ pytestmark = pytest.mark.usefixtures("never_paused")
 
 
 def transitions(draft, *, seed: int = 5, **settings) -> tuple[np.ndarray, float]:
-    config = GenerationConfig(max_tokens=LENGTH, seed=seed, **settings)
-    context = MAIN.context(config, speculative=SpeculativeDecodingConfig(draft, 4))
+    config = GenerationConfig(max_tokens=LENGTH, seed=seed, num_draft_tokens=4, **settings)
+    context = context_for(MAIN, CacheConfig(), draft=draft)
     ids = [0, *(step.token for step in run(context, [0], config))]
     counts = np.zeros((STATES, STATES))
     np.add.at(counts, (ids[:-1], ids[1:]), 1)
@@ -137,10 +137,9 @@ def test_a_wrong_rule_is_found_out(rule, monkeypatch):
 def first_transitions(replies: int) -> np.ndarray:
     """From the first token to the second, over replies with a seed each."""
     counts = np.zeros((STATES, STATES))
-    speculative = SpeculativeDecodingConfig(DRAFTS["a sharper one"], 1)
     for seed in range(replies):
-        config = GenerationConfig(max_tokens=2, temperature=1.0, seed=seed)
-        context = MAIN.context(config, speculative=speculative)
+        config = GenerationConfig(max_tokens=2, temperature=1.0, seed=seed, num_draft_tokens=1)
+        context = context_for(MAIN, CacheConfig(), draft=DRAFTS["a sharper one"])
         first, second = (step.token for step in run(context, [0], config))
         counts[first, second] += 1
     return counts

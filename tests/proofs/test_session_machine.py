@@ -23,9 +23,17 @@ from hypothesis.stateful import (
     rule,
 )
 
-from kit.probe import cache_fits, context_of, held, ids_of
+from kit.probe import context_of, held, ids_of
 from kit.sessions import common_prefix, rendered
-from segue import ChatSession, GenerationConfig, GenerationError, HistoryError, Message, Role
+from segue import (
+    CacheConfig,
+    ChatSession,
+    GenerationConfig,
+    GenerationError,
+    HistoryError,
+    Message,
+    Role,
+)
 from segue.testing import FakeEngine, ToyTokenizer
 from segue.testing.tokenizer import END
 
@@ -41,7 +49,7 @@ SPOKEN = [
     *TOKENIZER.encode(" "),
     TOKENIZER.end_id,
 ]
-MOST_MARKS = GenerationConfig().max_marks
+MOST_CHECKPOINTS = CacheConfig().max_checkpoints
 TEXTS = st.text(alphabet="the é\n", max_size=8)
 
 
@@ -80,7 +88,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.path = Path(self.folder.name) / "talk.segue"
 
     def cache(self) -> tuple[int, ...]:
-        return () if context_of(self.session) is None else held(self.session)
+        return held(self.session)
 
     def start(self, text, **kwargs):
         """Begin a turn, and check what it will feed before it is fed."""
@@ -90,15 +98,12 @@ class SessionMachine(RuleBasedStateMachine):
 
     def start_with(self, begin, asked):
         before = self.cache()
-        same_kind = context_of(self.session) is not None and cache_fits(self.session)
         reply = begin()
         self.expected = list(asked)
         ids = ids_of(self.session)
         assert TOKENIZER.decode(ids) == rendered(self.session, self.expected, prompt=True)
         assert reply.prompt_tokens == len(ids)
-        best = min(common_prefix(before, ids), len(ids) - 1) if same_kind else 0
-        if not same_kind:
-            self.marks = []
+        best = min(common_prefix(before, ids), len(ids) - 1)
         if not self.engine.trimmable and best < len(before):
             best = max((mark for mark in self.marks if mark <= best), default=0)
         self.marks = [mark for mark in self.marks if mark <= best]
@@ -113,7 +118,7 @@ class SessionMachine(RuleBasedStateMachine):
         self.started_at = best
         # Sampled ids stand wherever the render goes on from their text.
         whole = TOKENIZER.decode(ids)
-        if self.spelled and same_kind and len(ids) > len(before):
+        if self.spelled and len(ids) > len(before):
             assert reply.cached_tokens == len(before) or not whole.startswith(
                 TOKENIZER.decode(before)
             )
@@ -132,7 +137,7 @@ class SessionMachine(RuleBasedStateMachine):
         for place in self.places:
             if self.started_at < place <= held and place not in self.marks:
                 self.marks.append(place)
-                if len(self.marks) > MOST_MARKS:
+                if len(self.marks) > MOST_CHECKPOINTS:
                     del self.marks[1]
 
     def settle(self):
@@ -243,11 +248,10 @@ class SessionMachine(RuleBasedStateMachine):
         assert list(taken) == self.expected[questions[-turns] :]
         del self.expected[questions[-turns] :]
         self.after_going_back(before)
-        if cache_fits(self.session):
-            shown = rendered(self.session, [*self.expected, Message.user("")], prompt=False)
-            # It may end within a character.
-            kept = TOKENIZER.decode(self.cache()).rstrip("\ufffd")
-            assert shown.startswith(kept)
+        shown = rendered(self.session, [*self.expected, Message.user("")], prompt=False)
+        # It may end within a character.
+        kept = TOKENIZER.decode(self.cache()).rstrip("\ufffd")
+        assert shown.startswith(kept)
 
     @rule(index=st.integers(-6, 6), text=TEXTS)
     def edit(self, index, text):
@@ -272,11 +276,11 @@ class SessionMachine(RuleBasedStateMachine):
             asked.pop()
         if not asked:
             with pytest.raises(HistoryError):
-                self.session.regenerate()
+                self.session.retry()
             return
         before = list(self.expected)
         overrides = {} if tokens is None else {"max_tokens": tokens}
-        reply = self.start_with(lambda: self.session.stream_again(**overrides), asked)
+        reply = self.start_with(lambda: self.session.stream_retry(**overrides), asked)
         streamed = "".join(response.text for response in reply)
         self.finish(reply, streamed)
         if not reply.tokens:
@@ -306,8 +310,6 @@ class SessionMachine(RuleBasedStateMachine):
     def save(self, kv):
         self.settle()
         self.session.save(self.path, kv=kv)
-        # What settings have made useless is not saved.
-        kv = kv and cache_fits(self.session)
         self.saved = (
             list(self.expected),
             self.cache() if kv else (),
@@ -315,18 +317,24 @@ class SessionMachine(RuleBasedStateMachine):
             self.spelled and kv,
             self.session.generation,
             self.session.instructions,
+            self.session.cache,
         )
 
     @precondition(lambda self: self.saved is not None)
-    @rule()
-    def die_and_reopen(self):
+    @rule(kv_bits=st.sampled_from([None, None, None, 8]))
+    def die_and_reopen(self, kv_bits):
         self.live = None
-        self.session = ChatSession.open(self.path, self.engine)
-        expected, cache, marks, self.spelled, generation, instructions = self.saved
+        expected, cache, marks, self.spelled, generation, instructions, config = self.saved
+        wanted = dataclasses.replace(config, kv_bits=kv_bits)
+        self.session = ChatSession.open(self.path, self.engine, cache=wanted)
+        if wanted.kind != config.kind:
+            # A cache of another kind begins empty.
+            cache, marks, self.spelled = (), [], False
         self.expected, self.marks = list(expected), list(marks)
         assert self.cache() == cache
         assert self.session.generation == generation
         assert self.session.instructions == instructions
+        assert self.session.cache == wanted
 
     @rule(instructions=st.none() | TEXTS)
     def change_instructions(self, instructions):
@@ -335,7 +343,6 @@ class SessionMachine(RuleBasedStateMachine):
     @rule(
         max_tokens=st.integers(0, 8),
         stop=st.lists(st.sampled_from(["the", "he ", "é", "ee", "\ufffd"]), max_size=2),
-        kv_bits=st.sampled_from([None, None, None, 8]),
         prefill_step_size=st.integers(1, 20),
     )
     def change_settings(self, **changes):
@@ -357,7 +364,7 @@ class SessionMachine(RuleBasedStateMachine):
 
     @invariant()
     def the_ledger_is_what_the_cache_holds(self):
-        if hasattr(self, "session") and self.live is None and context_of(self.session) is not None:
+        if hasattr(self, "session") and self.live is None:
             assert ids_of(self.session)[: self.session.cached_tokens] == self.cache()
             assert len(ids_of(self.session)) == context_of(self.session).offset
 
@@ -365,10 +372,9 @@ class SessionMachine(RuleBasedStateMachine):
     def other_branches_stay_as_they_were(self):
         for session, expected, marks, _ in getattr(self, "parked", ()):
             assert list(session.history) == expected
-            context = context_of(session)
-            if context is not None:
-                assert ids_of(session) == held(session)
-                assert self.engine.trimmable or list(context.marks.offsets) == marks
+            offsets = context_of(session).checkpoints.offsets
+            assert ids_of(session) == held(session)
+            assert self.engine.trimmable or list(offsets) == marks
 
     def teardown(self):
         if hasattr(self, "session"):

@@ -7,9 +7,10 @@ import signal
 
 import pytest
 
-from kit.probe import held
+from kit.probe import held, ids_of
 from kit.sessions import check_ledger, say
 from segue import (
+    CacheConfig,
     ChatSession,
     ConfigurationError,
     GenerationConfig,
@@ -20,7 +21,7 @@ from segue import (
     SessionBusyError,
     TemplateError,
 )
-from segue.testing import FakeEngine, ToyTokenizer
+from segue.testing import FakeContext, FakeEngine, ToyTokenizer
 
 
 @pytest.mark.parametrize("trimmable", [True, False])
@@ -48,6 +49,7 @@ def test_a_model_failure_keeps_what_was_said_and_the_session_goes_on(call, failu
     assert reply.tokens == other.tokens
 
 
+@pytest.mark.capable
 def test_a_progress_callback_that_fails_leaves_what_was_read_in_the_cache():
     engine = FakeEngine(["hello", "fine"])
     session = ChatSession(engine, generation=GenerationConfig(prefill_step_size=4))
@@ -64,6 +66,7 @@ def test_a_progress_callback_that_fails_leaves_what_was_read_in_the_cache():
     check_ledger(session)
 
 
+@pytest.mark.capable
 def test_an_interrupt_between_chunks_of_prefill_leaves_what_was_read_in_the_cache():
     session = ChatSession(FakeEngine(["hello"]), generation=GenerationConfig(prefill_step_size=4))
 
@@ -101,17 +104,43 @@ def test_a_prompt_of_the_wrong_kind_changes_nothing_and_keeps_the_live_reply():
     assert not reply.ended
 
 
-def test_settings_the_model_can_not_follow_change_nothing():
+@pytest.mark.capable
+def test_a_cache_the_model_can_not_have_is_refused_at_once():
     class Refusing(FakeEngine):
-        def context(self, config, **kwargs):
-            if config.max_kv_size is not None:
+        def context(self, cache):
+            if cache.max_kv_size is not None:
                 raise ConfigurationError("No.", remedy="Don't.")
-            return super().context(config, **kwargs)
+            return super().context(cache)
 
-    session = ChatSession(Refusing(["hello", "fine"]))
+    with pytest.raises(ConfigurationError):
+        ChatSession(Refusing(["hello"]), cache=CacheConfig(max_kv_size=64))
+    assert ChatSession(Refusing(["hello"])).respond("hi") == "hello"
+
+
+@pytest.mark.capable
+def test_settings_the_model_can_not_follow_change_nothing():
+    class Refusing(FakeContext):
+        def run(self, request):
+            if request.config.top_k:
+                raise ConfigurationError("No.", remedy="Don't.")
+            return super().run(request)
+
+    class Engine(FakeEngine):
+        def context(self, cache):
+            return Refusing(self.model, cache)
+
+    session = ChatSession(Engine(["hello", "fine"]))
     session.respond("hi")
     before = (session.history, session.cached_tokens)
-    session.generation = GenerationConfig(max_kv_size=64)
+    for refused in (
+        lambda: session.respond("ho", top_k=3),
+        lambda: session.retry(top_k=3),
+        lambda: session.preview("ho", top_k=3),
+    ):
+        with pytest.raises(ConfigurationError):
+            refused()
+        assert (session.history, session.cached_tokens) == before
+    session.generation = GenerationConfig(top_k=3)
     with pytest.raises(ConfigurationError):
         session.respond("ho")
     assert (session.history, session.cached_tokens) == before
@@ -127,3 +156,25 @@ def test_using_the_session_inside_its_own_turn_is_refused():
         session.respond("hi", prompt_progress_callback=lambda *_: session.clear())
     assert session.respond("ho") == "fine"
     check_ledger(session)
+
+
+def test_a_tokenizer_that_fails_changes_nothing():
+    class Broken(ToyTokenizer):
+        failing = False
+
+        def detokenizer(self):
+            if self.failing:
+                raise RuntimeError("no detokenizer")
+            return super().detokenizer()
+
+    tokenizer = Broken()
+    session = ChatSession(FakeEngine(["hello", "fine"], tokenizer=tokenizer))
+    session.respond("hi")
+    before = (session.history, session.cached_tokens, ids_of(session))
+    tokenizer.failing = True
+    for turn in (lambda: session.stream("ho"), session.stream_retry):
+        with pytest.raises(RuntimeError):
+            turn()
+        assert (session.history, session.cached_tokens, ids_of(session)) == before
+    tokenizer.failing = False
+    assert session.respond("ho") == "fine"

@@ -19,6 +19,7 @@ from segue import (
     Message,
     MessageError,
     TemplateError,
+    ToolCall,
 )
 from segue.testing import FakeEngine
 
@@ -87,7 +88,7 @@ def test_turns_that_are_not_there_are_refused(turns):
 
 def test_an_empty_history_has_nothing_to_take_back_edit_or_answer():
     session = talk(instructions="Be brief.")
-    for attempt in (session.undo, session.regenerate, lambda: session.edit(0, "x")):
+    for attempt in (session.undo, session.retry, lambda: session.edit(0, "x")):
         with pytest.raises(HistoryError) as caught:
             attempt()
         assert isinstance(caught.value, LookupError)
@@ -101,7 +102,7 @@ def test_a_system_message_in_front_of_the_history_is_no_turn():
     with pytest.raises(HistoryError):
         session.undo()
     with pytest.raises(HistoryError):
-        session.regenerate()
+        session.retry()
 
 
 def test_undo_closes_a_live_reply_and_takes_it_back():
@@ -116,10 +117,10 @@ def test_undo_closes_a_live_reply_and_takes_it_back():
 
 def test_another_reply_replaces_the_last_one_and_reads_next_to_nothing():
     session = talk("hi", script=["first", "second", "third"], generation=GenerationConfig())
-    assert session.regenerate() == "second"
+    assert session.retry() == "second"
     assert contents(session.history) == ["hi", "second"]
     assert session.usage.turns[-1].fed_tokens == 1
-    with session.stream_again() as reply:
+    with session.stream_retry() as reply:
         assert "".join(response.text for response in reply) == "third"
     assert contents(session.history) == ["hi", "third"]
     check_ledger(session)
@@ -127,7 +128,7 @@ def test_another_reply_replaces_the_last_one_and_reads_next_to_nothing():
 
 def test_overrides_are_for_one_reply():
     session = talk("hi")
-    assert len(session.regenerate(max_tokens=2)) < 5
+    assert len(session.retry(max_tokens=2)) < 5
     assert session.usage.turns[-1].generated_tokens == 2
     assert session.generation == SHORT
     session.respond("ho")
@@ -139,7 +140,7 @@ def test_bad_overrides_change_nothing(overrides):
     session = talk("hi")
     before = session.history
     with pytest.raises(ConfigurationError):
-        session.regenerate(**overrides)
+        session.retry(**overrides)
     assert session.history == before
     check_ledger(session)
 
@@ -150,9 +151,9 @@ def test_the_old_reply_comes_back_where_nothing_new_was_said():
     model = engine_of(session).model
     model.fail_at = {model.calls + 1}
     with pytest.raises(GenerationError):
-        session.regenerate()
+        session.retry()
     assert session.history == before
-    session.stream_again().close()
+    session.stream_retry().close()
     assert session.history == before
     assert session.respond("ho") == fresh_reply(before, "ho")
 
@@ -162,15 +163,19 @@ def fresh_reply(history, text, instructions=None):
 
 
 def test_a_reply_to_a_tool_s_result_is_replaced_alone():
-    asked = [Message.user("time?"), Message.assistant("", tool_calls=[{}]), Message.tool("noon")]
+    asked = [
+        Message.user("time?"),
+        Message.assistant("", tool_calls=[ToolCall("clock", {})]),
+        Message.tool("noon"),
+    ]
     session = talk(history=[*asked, Message.assistant("It is noon.")])
-    said = session.regenerate()
+    said = session.retry()
     assert session.history == (*asked, Message.assistant(said))
 
 
 def test_a_regenerated_turn_counts_as_one_turn():
     session = talk("one", "two")
-    session.regenerate()
+    session.retry()
     assert len(session.history) == 4
     session.undo()
     assert contents(session.history)[0] == "one"
@@ -186,7 +191,7 @@ def test_an_edited_question_is_answered_anew(trimmable):
     check_ledger(session)
     assert "three" not in engine_of(session).tokenizer.decode(held(session))
     again = ChatSession(FakeEngine(say), history=before[:2], generation=SHORT).respond("twelve")
-    assert session.regenerate() == again
+    assert session.retry() == again
     assert session.history == (*before[:2], Message.user("twelve"), Message.assistant(again))
     check_ledger(session)
 
@@ -195,7 +200,7 @@ def test_what_an_edited_question_begins_with_is_not_read_again():
     session = talk("what is this?")
     prompt = session.usage.turns[-1].prompt_tokens
     session.edit(-2, "what is that?")
-    session.regenerate()
+    session.retry()
     shared = len(engine_of(session).tokenizer.encode("what is th"))
     assert session.usage.turns[-1].cached_tokens >= shared
     assert session.usage.turns[-1].fed_tokens < prompt - shared
@@ -285,9 +290,9 @@ def test_what_the_template_refuses_after_an_edit_is_forgotten_all_the_same():
     session.edit(2, "bad")
     assert "two" not in tokenizer.decode(ids_of(session))
     with pytest.raises(TemplateError):
-        session.regenerate()
+        session.retry()
     session.edit(2, "three")
-    assert session.regenerate() == fresh_reply(session.history[:2], "three", session.instructions)
+    assert session.retry() == fresh_reply(session.history[:2], "three", session.instructions)
 
 
 def test_instructions_that_are_no_text_are_refused_at_once():
@@ -308,7 +313,7 @@ def test_another_reply_that_says_nothing_gives_dropped_turns_back():
     def fail(fed, total):
         raise ValueError
 
-    reply = session.stream_again(max_tokens=25, prompt_progress_callback=fail)
+    reply = session.stream_retry(max_tokens=25, prompt_progress_callback=fail)
     assert reply.dropped
     with pytest.raises(ValueError):
         list(reply)
@@ -318,9 +323,9 @@ def test_another_reply_that_says_nothing_gives_dropped_turns_back():
 def test_a_question_that_gets_no_answer_stays_one():
     session = talk("one")
     session.edit(0, "two")
-    session.stream_again().close()
+    session.stream_retry().close()
     assert session.history == (Message.user("two"),)
-    assert session.regenerate() == fresh_reply((), "two")
+    assert session.retry() == fresh_reply((), "two")
 
 
 @pytest.mark.parametrize("way", [copy.copy, copy.deepcopy, pickle.dumps])

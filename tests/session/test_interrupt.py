@@ -160,7 +160,9 @@ def test_ctrl_c_is_not_lost_when_the_reply_is_dropped():
     with pytest.raises(KeyboardInterrupt):
         for _ in session.stream("hi"):
             break
-        time.sleep(5)
+        # It comes a moment later, between two instructions: it does not wake a sleeping thread.
+        for _ in range(6000):
+            time.sleep(0.01)
     assert session.history[-1] == Message.assistant("hello")
 
 
@@ -234,3 +236,25 @@ def test_a_handler_put_over_ours_is_left_alone_and_may_pass_on_to_it():
         third.close()
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_an_interrupt_that_is_passed_on_does_not_strike_in_the_finalizer_however_slow_it_is():
+    finished = []
+
+    class Slow:
+        def __del__(self):
+            hold = InterruptHold()
+            with hold:
+                press()
+            hold.pass_on()
+            # Many times as long as it takes to start a thread.
+            for _ in range(200):
+                time.sleep(0.001)
+            finished.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        slow = Slow()
+        del slow
+        for _ in range(6000):
+            time.sleep(0.01)
+    assert finished

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import pytest
 
@@ -14,11 +13,14 @@ from kit.mlx_sessions import KINDS, SHORT, counted, foreign
 from kit.models import toy_engine
 from kit.probe import context_of, ids_of, next_logits, put_model
 from segue import (
+    CacheConfig,
     ChatSession,
     ConfigurationError,
-    GenerationConfig,
+    Conversation,
     GenerationError,
 )
+
+pytestmark = pytest.mark.capable
 
 
 def fresh(engine, config, ids):
@@ -32,11 +34,11 @@ def fresh(engine, config, ids):
 @pytest.mark.parametrize("name", ["full", "sliding", "recurrent", "hybrid"])
 def test_an_opaque_prefix_stays_in_front_whatever_happens(name, tmp_path):
     make, kwargs, settings = KINDS[name]
-    engine, config = toy_engine(make, **kwargs), GenerationConfig(max_tokens=8, **settings)
+    engine, config = toy_engine(make, **kwargs), CacheConfig(**settings)
     prefix = foreign(engine, tmp_path / "c.safetensors", [1, 2, 3, *range(60, 90)], config)
     cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
     assert cache.ids is None
-    session = ChatSession(engine, generation=config, cache=cache)
+    session = ChatSession(engine, generation=SHORT, cache=config, prompt_cache=cache)
     count = 0 if name == "recurrent" else len(prefix)
     assert session.cached_tokens == count
 
@@ -73,7 +75,9 @@ def test_an_opaque_prefix_survives_a_failure(tmp_path):
     engine = toy_engine()
     prefix = foreign(engine, tmp_path / "c.safetensors", [5, 6, 7, 8])
     session = ChatSession(
-        engine, generation=SHORT, cache=segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
+        engine,
+        generation=SHORT,
+        prompt_cache=segue.load_prompt_cache(tmp_path / "c.safetensors", engine),
     )
     session.respond("hello")
     model = engine.model
@@ -88,23 +92,19 @@ def test_an_opaque_prefix_survives_a_failure(tmp_path):
         session.respond("the")
     put_model(session, model)
     assert session.cached_tokens == len(prefix)
-    assert_close(next_logits(session), fresh(engine, SHORT, prefix))
+    assert_close(next_logits(session), fresh(engine, CacheConfig(), prefix))
     session.respond("on")
     ids = ids_of(session)
-    assert_close(next_logits(session), fresh(engine, SHORT, [*prefix, *ids]))
+    assert_close(next_logits(session), fresh(engine, CacheConfig(), [*prefix, *ids]))
 
 
 def test_an_opaque_prefix_allows_no_other_kind_of_cache(tmp_path):
     engine = toy_engine()
     foreign(engine, tmp_path / "c.safetensors", [5, 6, 7, 8])
     cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
-    bounded = GenerationConfig(max_kv_size=16)
     with pytest.raises(ConfigurationError, match="max_kv_size=None"):
-        ChatSession(engine, cache=cache, generation=bounded)
-    session = ChatSession(engine, cache=cache)
-    with pytest.raises(ConfigurationError, match="max_kv_size=None"):
-        session.generation = bounded
-    assert session.generation == GenerationConfig()
+        ChatSession(engine, prompt_cache=cache, cache=CacheConfig(max_kv_size=16))
+    assert ChatSession(engine, prompt_cache=cache).cache == CacheConfig()
 
 
 @pytest.mark.parametrize("name", ["full", "recurrent"])
@@ -113,16 +113,15 @@ def test_what_goes_on_from_an_opaque_prefix_is_saved_as_one(name, tmp_path):
     engine = toy_engine(make, **kwargs)
     foreign(engine, tmp_path / "f.safetensors", [1, 2, 3, 4, 5])
     opaque = segue.load_prompt_cache(tmp_path / "f.safetensors", engine)
-    session = ChatSession(engine, instructions="the", generation=SHORT, cache=opaque)
+    session = ChatSession(engine, instructions="the", generation=SHORT, prompt_cache=opaque)
     assert session.has_cache
     session.save_cache(tmp_path / "at once.safetensors")
     session.respond("hello")
     session.save_cache(tmp_path / "c.safetensors")
     cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
     assert cache.ids is None
-    assert cache.history == ()
-    assert cache.instructions is None
-    second = ChatSession(engine, generation=SHORT, cache=cache)
+    assert cache.conversation == Conversation()
+    second = ChatSession(engine, generation=SHORT, prompt_cache=cache)
     assert_close(next_logits(second), next_logits(session))
 
 
@@ -130,8 +129,8 @@ def test_a_plain_prefix_of_a_cache_that_is_quantized_from_the_start_comes_back(t
     engine = toy_engine()
     foreign(engine, tmp_path / "prefix.safetensors", list(range(60, 70)))
     cache = segue.load_prompt_cache(tmp_path / "prefix.safetensors", engine)
-    config = replace(SHORT, kv_bits=8, kv_group_size=32, quantized_kv_start=0)
-    session = ChatSession(engine, generation=config, cache=cache)
+    config = CacheConfig(kv_bits=8, kv_group_size=32, quantized_kv_start=0)
+    session = ChatSession(engine, generation=SHORT, cache=config, prompt_cache=cache)
     session.respond("hello")
     session.save(tmp_path / "talk.segue")
     again = ChatSession.open(tmp_path / "talk.segue", engine)
@@ -144,9 +143,13 @@ def test_another_reply_can_not_ask_for_a_cache_that_the_prefix_is_not_of(tmp_pat
     engine = toy_engine()
     foreign(engine, tmp_path / "prefix.safetensors", list(range(60, 70)))
     cache = segue.load_prompt_cache(tmp_path / "prefix.safetensors", engine)
-    session = ChatSession(engine, generation=SHORT, cache=cache)
+    session = ChatSession(engine, generation=SHORT, prompt_cache=cache)
     session.respond("hello")
     before = session.history, session.cached_tokens
     with pytest.raises(ConfigurationError):
-        session.regenerate(max_kv_size=64)
+        session.retry(max_kv_size=64)
+    with pytest.raises(ConfigurationError):
+        session.save(tmp_path / "talk.segue")
+        session.close()
+        ChatSession.open(tmp_path / "talk.segue", engine, cache=CacheConfig(max_kv_size=64))
     assert (session.history, session.cached_tokens) == before

@@ -24,46 +24,48 @@ from kit.probe import (
     next_logits,
 )
 from segue import (
+    CacheConfig,
     ChatSession,
     ConfigurationError,
     GenerationConfig,
     PromptCacheError,
     PromptCacheFormatError,
     PromptCacheMismatchError,
-    SpeculativeDecodingConfig,
 )
 from segue.testing import FakeEngine
+
+pytestmark = pytest.mark.capable
 
 
 @pytest.fixture(params=KINDS)
 def kind(request):
     make, kwargs, settings = KINDS[request.param]
-    return toy_engine(make, **kwargs), GenerationConfig(max_tokens=8, **settings)
+    return toy_engine(make, **kwargs), CacheConfig(**settings)
 
 
 def test_a_saved_conversation_goes_on_where_it_was(kind, tmp_path):
     engine, config = kind
-    first = ChatSession(engine, instructions="the", generation=config)
+    first = ChatSession(engine, instructions="the", generation=SHORT, cache=config)
     first.respond("hello world hello world")
     first.save_cache(tmp_path / "c.safetensors")
     cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
     assert cache.ids == ids_of(first)
-    second = ChatSession(engine, generation=SHORT, cache=cache)
+    second = ChatSession(engine, generation=SHORT, prompt_cache=cache)
     assert second.history == first.history
     assert second.instructions == "the"
     assert second.cached_tokens == first.cached_tokens
-    assert second.generation.cache_settings[0] == config.max_kv_size
+    assert second.cache.max_kv_size == config.max_kv_size
     assert counted(second, "go on") == counted(first, "go on")
     assert_close(next_logits(second), next_logits(first))
     # The cache itself is as it was: another session can begin with it.
-    third = ChatSession(engine, generation=SHORT, cache=cache)
+    third = ChatSession(engine, generation=SHORT, prompt_cache=cache)
     assert third.cached_tokens == len(cache.ids)
     assert counted(third, "go on")[0] == first.history[-1].content
 
 
 def test_mlx_lm_opens_what_a_session_saved(kind, tmp_path):
     engine, config = kind
-    session = ChatSession(engine, generation=config)
+    session = ChatSession(engine, generation=SHORT, cache=config)
     session.respond("hello")
     session.save_cache(tmp_path / "c.safetensors")
     layers, metadata = mlx_lm_load(str(tmp_path / "c.safetensors"), return_metadata=True)
@@ -97,19 +99,16 @@ def test_mlx_lms_command_generates_on_top_of_what_a_session_read(
 def test_the_files_own_kind_of_cache_is_gone_on_with(name, tmp_path):
     make, _, settings = KINDS[name]
     engine = toy_engine(make)
-    foreign(engine, tmp_path / "c.safetensors", list(range(40, 60)), GenerationConfig(**settings))
+    foreign(engine, tmp_path / "c.safetensors", list(range(40, 60)), CacheConfig(**settings))
     cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
-    session = ChatSession(engine, cache=cache, generation=SHORT)
+    session = ChatSession(engine, prompt_cache=cache, generation=SHORT)
     for key in ("max_kv_size", "kv_bits"):
-        assert getattr(session.generation, key) == settings.get(key)
-    session.generation = GenerationConfig(max_tokens=3)
-    assert session.generation.max_tokens == 3
-    assert session.generation.kv_bits == settings.get("kv_bits")
+        assert getattr(session.cache, key) == settings.get(key)
     session.respond("hello")
     assert session.cached_tokens > 20
     others = {"kv_bits": 4, "kv_group_size": 32} if name == "quantized" else {"max_kv_size": 30}
     with pytest.raises(ConfigurationError):
-        session.generation = GenerationConfig(**others)
+        ChatSession(engine, prompt_cache=cache, cache=CacheConfig(**others))
 
 
 def test_a_plain_known_cache_may_be_quantized_later(tmp_path):
@@ -117,9 +116,9 @@ def test_a_plain_known_cache_may_be_quantized_later(tmp_path):
     session = ChatSession(engine, generation=SHORT)
     session.respond("hello")
     session.save_cache(tmp_path / "c.safetensors")
-    config = GenerationConfig(max_tokens=4, kv_bits=8, kv_group_size=32, quantized_kv_start=0)
+    config = CacheConfig(kv_bits=8, kv_group_size=32, quantized_kv_start=0)
     cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
-    second = ChatSession(engine, generation=config, cache=cache)
+    second = ChatSession(engine, generation=SHORT, cache=config, prompt_cache=cache)
     _, fed = counted(second, "on")
     assert fed < second.cached_tokens - len(cache.ids)
 
@@ -128,12 +127,12 @@ def test_a_plain_known_cache_may_be_quantized_later(tmp_path):
 def test_with_a_draft_known_ids_are_read_by_it_and_unknown_ones_are_not(draft, tmp_path):
     engine = toy_engine()
     proposer = disturbed(engine, noise=0.1) if draft == "model" else "prompt-lookup"
-    speculative = SpeculativeDecodingConfig(proposer, 4)
+    config = GenerationConfig(max_tokens=8, num_draft_tokens=4)
     plain = ChatSession(engine, generation=SHORT)
     plain.respond("hello hello hello")
     plain.save_cache(tmp_path / "known.safetensors")
     known = segue.load_prompt_cache(tmp_path / "known.safetensors", engine)
-    session = ChatSession(engine, generation=SHORT, cache=known, speculative=speculative)
+    session = ChatSession(engine, generation=config, prompt_cache=known, draft=proposer)
     assert counted(session, "the") == counted(plain, "the")
     assert has_draft_model(session) == (draft == "model")
     assert tuple(draft_ids(session)[: len(known.ids)]) == known.ids
@@ -143,8 +142,8 @@ def test_with_a_draft_known_ids_are_read_by_it_and_unknown_ones_are_not(draft, t
 
     foreign(engine, tmp_path / "foreign.safetensors", [7, 8, 9] * 5)
     opaque = segue.load_prompt_cache(tmp_path / "foreign.safetensors", engine)
-    with_draft = ChatSession(engine, generation=SHORT, cache=opaque, speculative=speculative)
-    without = ChatSession(engine, generation=SHORT, cache=opaque)
+    with_draft = ChatSession(engine, generation=config, prompt_cache=opaque, draft=proposer)
+    without = ChatSession(engine, generation=SHORT, prompt_cache=opaque)
     for text in ("hello hello", "the the"):
         assert counted(with_draft, text) == counted(without, text)
 
@@ -155,10 +154,10 @@ def test_given_instructions_or_history_stand(tmp_path):
     first.respond("hello")
     first.save_cache(tmp_path / "c.safetensors")
     cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
-    same = ChatSession(engine, instructions="the", generation=SHORT, cache=cache)
+    same = ChatSession(engine, instructions="the", generation=SHORT, prompt_cache=cache)
     assert same.history == ()
     assert counted(same, "hello")[1] < 5
-    other = ChatSession(engine, instructions="world", generation=SHORT, cache=cache)
+    other = ChatSession(engine, instructions="world", generation=SHORT, prompt_cache=cache)
     other.respond("hello")
     check_next_logits(other)
 
@@ -178,8 +177,8 @@ def test_saving_closes_a_live_reply(tmp_path):
     session.save_cache(tmp_path / "c.safetensors")
     assert reply.ended
     cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
-    assert cache.history == session.history
-    assert len(cache.history) == 2
+    assert cache.conversation.messages == session.history
+    assert len(cache.conversation.messages) == 2
 
 
 def test_a_folder_that_is_not_there_is_told(tmp_path):
@@ -208,9 +207,9 @@ def test_a_cache_goes_with_its_own_engine_only(tmp_path):
     session.save_cache(tmp_path / "c.safetensors")
     cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
     with pytest.raises(ConfigurationError, match="another engine"):
-        ChatSession(toy_engine(), cache=cache)
+        ChatSession(toy_engine(), prompt_cache=cache)
     with pytest.raises(ConfigurationError, match="not str"):
-        ChatSession(engine, cache=str(tmp_path / "c.safetensors"))
+        ChatSession(engine, prompt_cache=str(tmp_path / "c.safetensors"))
 
 
 def test_a_cache_of_the_fake_engine_works_as_a_real_one(tmp_path):
@@ -218,7 +217,9 @@ def test_a_cache_of_the_fake_engine_works_as_a_real_one(tmp_path):
     session = ChatSession(engine, instructions="be brief")
     session.respond("hi")
     session.save_cache(tmp_path / "c.safetensors")
-    second = ChatSession(engine, cache=segue.load_prompt_cache(tmp_path / "c.safetensors", engine))
+    second = ChatSession(
+        engine, prompt_cache=segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
+    )
     reply = second.stream("on")
     assert reply.cached_tokens == session.cached_tokens
     assert "".join(response.text for response in reply) == "two"
@@ -292,24 +293,24 @@ def test_what_is_no_path_is_refused_before_the_live_reply_is_closed(path):
     session = ChatSession(FakeEngine(["one two"]))
     reply = session.stream("hi")
     next(reply)
-    with pytest.raises(ConfigurationError, match="not a path"):
+    with pytest.raises(ConfigurationError, match="must be a string"):
         session.save_cache(path)
     assert not reply.ended
-    with pytest.raises(ConfigurationError, match="not a path"):
+    with pytest.raises(ConfigurationError, match="must be a string"):
         segue.load_prompt_cache(path, FakeEngine())
-    with pytest.raises(ConfigurationError, match="no engine"):
+    with pytest.raises(ConfigurationError, match="must be an engine"):
         segue.load_prompt_cache("c", "smollm2")
 
 
 def test_a_conversation_of_brackets_is_saved(tmp_path):
     engine = toy_engine()
     session = ChatSession(engine, instructions="[{" * 60_000, generation=SHORT)
-    context = engine.context(SHORT)
+    context = engine.context(CacheConfig())
     read(context, [1, 2])
     give_cache(session, context, [1, 2], "[{" * 60_000)
     session.save_cache(tmp_path / "c.safetensors")
     cache = segue.load_prompt_cache(tmp_path / "c.safetensors", engine)
-    assert cache.instructions == "[{" * 60_000
+    assert cache.conversation.instructions == "[{" * 60_000
 
 
 @pytest.mark.parametrize("kwargs", [{"tools": (1, 2)}, {"by": {1: 2}}, {"x": float("nan")}])

@@ -63,13 +63,13 @@ def double(name):
     return lambda text: text.replace(f'"segue.{name}":', f'"segue.{name}":"","segue.{name}":', 1)
 
 
-CUT = ("file", "cache", "marks")
+CUT = ("file", "cache", "checkpoints")
 
 LOST = {
     "a cut payload": (lambda raw: raw[:-1], CUT, "cut off"),
     "no payload": (lambda raw: raw[: 8 + int.from_bytes(raw[:8], "little")], CUT, "cut off"),
     "trailing bytes": (lambda raw: raw + b"\0", CUT, "1 bytes follow"),
-    "a name twice": (header(double("settings")), CUT, "stands twice"),
+    "a name twice": (header(double("settings")), CUT, "occurs twice"),
     "an unknown type": (entry_of("cache.ids", dtype="Q4"), CUT, "type"),
     "a type that is a list": (entry_of("cache.ids", dtype=[]), CUT, "type"),
     "a shape that is a number": (entry_of("cache.ids", shape=3), CUT, "rank"),
@@ -80,8 +80,8 @@ LOST = {
     "a shape of true": (entry_of("cache.ids", shape=[True]), CUT, "shape"),
     "negative offsets": (entry_of("cache.ids", data_offsets=[-8, 0]), CUT, "size"),
     "offsets the wrong way": (entry_of("cache.ids", data_offsets=[8, 0]), CUT, "size"),
-    "offsets that are texts": (entry_of("cache.ids", data_offsets=["0", "8"]), CUT, "place"),
-    "three offsets": (entry_of("cache.ids", data_offsets=[0, 1, 2]), CUT, "place"),
+    "offsets that are texts": (entry_of("cache.ids", data_offsets=["0", "8"]), CUT, "position"),
+    "three offsets": (entry_of("cache.ids", data_offsets=[0, 1, 2]), CUT, "position"),
     "an entry too many": (entry_of("cache.ids", wit=1), CUT, "description"),
     "an entry that is text": (parts(lambda f: f.extra.update(x="y")), CUT, "description"),
     "overlapping tensors": (
@@ -101,12 +101,12 @@ LOST = {
     "a tensor of no part": (
         parts(lambda f: f.add("weights", "U8", [1], b"x")),
         ("file",),
-        "belongs to no part",
+        "belongs to no section",
     ),
     "a tensor of a part without name": (
         parts(lambda f: f.add("cache.", "U8", [1], b"x")),
         ("file",),
-        "belongs to no part",
+        "belongs to no section",
     ),
     "a tensor of a missing part": (
         parts(lambda f: f.add("draft.x", "U8", [1], b"x")),
@@ -124,10 +124,10 @@ LOST = {
     "settings that are a list": (
         told("settings", lambda e: e.update(generation=[1])),
         ("settings",),
-        "can't be",
+        "can't be used",
     ),
-    "settings of colour": (generation(**{"\x1b[31m" * 99: 1}), ("settings",), "can't be"),
-    "a bias of a list": (generation(logit_bias=[[[], 1]]), ("settings",), "can't be"),
+    "settings of colour": (generation(**{"\x1b[31m" * 99: 1}), ("settings",), "can't be used"),
+    "a bias of a list": (generation(logit_bias=[[[], 1]]), ("settings",), "can't be used"),
     "a draft of a million tokens": (
         told("settings", lambda e: e.update(prompt_lookup_tokens=10**6)),
         ("settings",),
@@ -210,7 +210,7 @@ LOST = {
         "can't be read",
     ),
     "the prefix's data": (with_part("prefix"), ("prefix",), "checksum"),
-    "the marks' text": (unsealed("marks"), ("marks",), "checksum"),
+    "the marks' text": (unsealed("marks"), ("checkpoints",), "checksum"),
     "the draft's data": (with_part("draft"), ("draft",), "checksum"),
 }
 
@@ -226,7 +226,7 @@ def test_what_is_lost_is_told(path, sound, case):
     assert any(words in why for why in file.damage.values())
     assert all(why.isprintable() and len(why) < 300 for why in file.damage.values())
     assert file.conversation == whole.conversation
-    assert not set(file.parts) & set(names)
+    assert not set(file.stored) & set(names)
     for part in ("settings", "usage", "origin"):
         expected = type(getattr(whole, part))() if part in names else getattr(whole, part)
         assert getattr(file, part) == expected
@@ -240,7 +240,7 @@ def test_the_reply_after_damage_is_that_of_a_fresh_prefill(path, sound):
     """What a re-encoded history makes the model say, since the fake's words depend on all ids."""
     path.write_bytes(LOST["a flipped bit in the cache"][0](sound))
     whole = SessionFile.read(path)
-    with pytest.warns(SessionWarning, match="The next turn reads the conversation again"):
+    with pytest.warns(SessionWarning, match="the next turn reads the conversation again"):
         session = ChatSession.open(path, FakeEngine(say, trimmable=False))
     assert session.cached_tokens == 0
     goes_on(session, whole)
@@ -264,7 +264,7 @@ def test_a_damaged_prefix_costs_the_prefix(path, tmp_path):
     engine = FakeEngine(say)
     (tmp_path / "prefix").write_text('{"ids": [65, 66, 67], "metadata": {}}')
     cache = load_prompt_cache(tmp_path / "prefix", engine)
-    with ChatSession(engine, cache=cache) as session:
+    with ChatSession(engine, prompt_cache=cache) as session:
         session.generation = session.generation
         session.respond("hi")
         session.save(path)
@@ -272,7 +272,7 @@ def test_a_damaged_prefix_costs_the_prefix(path, tmp_path):
     file.data[file.entries["prefix.ids"]["data_offsets"][0]] ^= 1
     path.write_bytes(file.join())
     whole = SessionFile.read(path)
-    with pytest.warns(SessionWarning, match="prefix that stood in front"):
+    with pytest.warns(SessionWarning, match="prefix before the conversation is lost"):
         session = ChatSession.open(path, FakeEngine(say))
     assert not session.has_cache
     goes_on(session, whole)

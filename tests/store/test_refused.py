@@ -34,12 +34,12 @@ DEEP = 500
 
 
 REFUSED = {
-    "an empty file": (lambda raw: b"", "no safetensors file"),
-    "seven bytes": (lambda raw: raw[:7], "no safetensors file"),
+    "an empty file": (lambda raw: b"", "isn't a safetensors file"),
+    "seven bytes": (lambda raw: raw[:7], "isn't a safetensors file"),
     "text": (lambda raw: b"# A talk\n\nHello there, this is Markdown.\n", "can't be read as"),
     "a zip archive": (lambda raw: b"PK\x03\x04" + bytes(60), "can't be read as a session"),
-    "a header of no length": (lambda raw: bytes(8) + raw[8:], "no safetensors file"),
-    "a header longer than files": (lambda raw: b"\xff" * 8 + b"{}", "no safetensors file"),
+    "a header of no length": (lambda raw: bytes(8) + raw[8:], "isn't a safetensors file"),
+    "a header longer than files": (lambda raw: b"\xff" * 8 + b"{}", "isn't a safetensors file"),
     "a header longer than its file": (lambda raw: struct.pack("<Q", 5000) + b"{}", "inside its"),
     "a header that is no JSON": (header(lambda text: text[1:]), "header can't be read"),
     "a header that is no text": (lambda raw: join(b'{"a\xff":1}', b""), "header can't be read"),
@@ -53,21 +53,21 @@ REFUSED = {
     ),
     "a name twice, metadata behind": (
         header(lambda text: '{"x":1,"x":1,' + text[1:]),
-        "a name stands twice",
+        "a name occurs twice",
     ),
     "metadata that are a list": (lambda raw: join({"__metadata__": []}, b""), "not all text"),
-    "metadata that are null": (lambda raw: join({"__metadata__": None}, b""), "no session"),
-    "no metadata": (lambda raw: join({}, b""), "no session"),
+    "metadata that are null": (lambda raw: join({"__metadata__": None}, b""), "not a session"),
+    "no metadata": (lambda raw: join({}, b""), "not a session"),
     "weights": (
         lambda raw: join({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}, bytes(4)),
-        "but no session",
+        "but not a session",
     ),
     "a prompt cache": (
         lambda raw: join({"__metadata__": {"0.segue_version": "1", "1.0": "KVCache"}}, b""),
-        "no session.*load_prompt_cache",
+        "not a session.*load_prompt_cache",
     ),
-    "another format": (meta(format="album"), "no session"),
-    "no format": (meta(format=None), "no session"),
+    "another format": (meta(format="album"), "not a session"),
+    "no format": (meta(format=None), "not a session"),
     "no version": (meta(version=None), "the version of its format"),
     "a newer version": (meta(version="2"), "version 2, newer"),
     "a far newer version": (meta(version="9" * 5000), "newer"),
@@ -162,7 +162,7 @@ def test_what_is_readable_of_a_damaged_conversation(path, sound):
         SessionFile.read(path)
     readable = caught.value.readable
     assert set(readable) == {"settings", "usage", "origin", "tokens", "conversation"}
-    assert readable["conversation"].history[0].content == "ho"
+    assert readable["conversation"].messages[0].content == "ho"
     assert "hi" in readable["tokens"]
     assert readable["origin"].fingerprint == "fake"
 

@@ -12,7 +12,7 @@ from kit.old_sessions import SESSIONS, next_token
 from kit.paths import OLD_SESSIONS
 from kit.probe import has_opaque_prefix, held, ids_of
 from kit.sessions import check_ledger
-from segue import ChatSession, GenerationConfig, Message, Role, SessionFile
+from segue import CacheConfig, ChatSession, GenerationConfig, Message, Role, SessionFile
 from segue.testing import FakeEngine
 
 # What was said, and then: ids in the ledger, bytes of the cache, tokens fed until then, the reply
@@ -61,6 +61,12 @@ def test_every_kept_file_is_tried():
     assert TALKS.keys() == SESSIONS.keys()
 
 
+def cache_bytes(path) -> int:
+    """How many bytes of arrays the cache in a file has."""
+    stored = SessionFile.read(path, load=True).stored
+    return sum(len(tensor.data) for tensor in stored["cache"].tensors.values()) if stored else 0
+
+
 @pytest.mark.parametrize(("kept", "name"), [(n, n) for n in TALKS], indirect=["kept"])
 def test_version_1_opens_and_goes_on(kept, name):
     said, ids, nbytes, fed, reply, cached, new = TALKS[name]
@@ -68,7 +74,7 @@ def test_version_1_opens_and_goes_on(kept, name):
     assert file.damage == {}
     assert [m.content for m in file.history if m.role is Role.ASSISTANT] == said
     assert len(file.ledger.ids) == ids
-    assert file.sizes.get("cache", 0) == nbytes
+    assert cache_bytes(kept) == nbytes
     assert file.usage.fed_tokens == fed
     assert file.origin.fingerprint == file.origin.source == "fake"
     assert file.origin.saved.year >= 2025
@@ -96,7 +102,7 @@ def test_a_plain_conversation(kept):
         Message.assistant("xscu"),
     )
     assert file.title == "Hello"
-    assert file.generation == GenerationConfig(max_tokens=4)
+    assert file.settings.generation == GenerationConfig(max_tokens=4)
     assert file.template_kwargs == {}
     assert [(t.prompt_tokens, t.cached_tokens, t.generated_tokens) for t in file.usage.turns] == [
         (43, 0, 4),
@@ -121,7 +127,7 @@ def test_tools_reasoning_settings_and_all_letters(kept):
         Message.user("Danke 🌍"),
         Message.assistant("cobay"),
     )
-    assert file.generation == GenerationConfig(
+    assert file.settings.generation == GenerationConfig(
         max_tokens=5,
         temperature=0.7,
         top_p=0.9,
@@ -129,8 +135,8 @@ def test_tools_reasoning_settings_and_all_letters(kept):
         stop=("é", "zz"),
         logit_bias={3: -1.5},
         repetition_penalty=1.1,
-        max_marks=3,
     )
+    assert file.settings.cache == CacheConfig(max_checkpoints=3)
     tools = [{"name": "weather", "strict": None}]
     assert file.template_kwargs == {"tools": tools, "enable_thinking": False}
     assert file.settings.on_overflow == "drop-oldest"
@@ -152,9 +158,9 @@ def test_an_opaque_prefix(kept):
 @pytest.mark.parametrize("kept", ["marks"], indirect=True)
 def test_marks(kept):
     file = SessionFile.read(kept, load=True)
-    assert file.parts["marks"].values == {"offsets": [24, 43, 76]}
+    assert file.stored["checkpoints"].values == {"offsets": [24, 43, 76]}
     session = ChatSession.open(kept, FakeEngine(next_token, trimmable=False))
-    assert session.usage.marks == 3
+    assert session.usage.checkpoints == 3
     session.undo()
     assert session.cached_tokens == 43
     assert session.respond("And now?") == "xscu"

@@ -27,15 +27,15 @@ def test_version_1_goes_on_as_if_it_had_never_stopped(kind, tmp_path):
     path = Path(shutil.copy(OLD_SESSIONS / f"mlx-v1-{kind}.segue", tmp_path))
     file = SessionFile.read(path)
     assert file.damage == {}
-    never_stopped, speculative = begin_mlx(kind)
+    never_stopped, draft = begin_mlx(kind)
     engine = engine_of(never_stopped)
     # The last bits of random weights may differ between machines, and with them the fingerprint.
     pretend_fingerprint(engine, file.origin.fingerprint)
     overrides = {}
-    if speculative is not None:
-        part = SessionFile.read(path, load=True).parts["draft"]
-        pretend_fingerprint(speculative.draft, part.values["state"]["fingerprint"])
-        overrides["speculative"] = speculative
+    if draft is not None:
+        stored = SessionFile.read(path, load=True).stored["draft"]
+        pretend_fingerprint(draft, stored.values["state"]["fingerprint"])
+        overrides["draft"] = draft
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         session = ChatSession.open(path, engine, **overrides)
@@ -43,7 +43,7 @@ def test_version_1_goes_on_as_if_it_had_never_stopped(kind, tmp_path):
         never_stopped.respond(question)
     assert session.history == never_stopped.history
     assert ledger_of(session) == ledger_of(never_stopped)
-    assert session.usage.marks == never_stopped.usage.marks
+    assert session.usage.checkpoints == never_stopped.usage.checkpoints
     if not MLX_KINDS[kind][2]:
         check_next_logits(session)
     if kind == "draft":

@@ -164,12 +164,12 @@ def test_history_renders_as_the_template_wants_and_settling_reads_it_in_time(for
             # Between Enter and the first token: the message, and what the template ends it with.
             fixed = "user\n<|end|>\n<|start|>assistant\n" + ("<think>\n" if forced else "")
             assert fed <= len(tokenizer.encode(question)) + len(tokenizer.encode(fixed))
-        assert session.settle() > 0
-        assert session.settle() == 0
+        assert session.prewarm() > 0
+        assert session.prewarm() == 0
     usage, without = session.usage, cold.usage
-    assert usage.settled_tokens > 0
+    assert usage.prewarmed_tokens > 0
     assert usage.fed_tokens < without.fed_tokens
-    assert usage.fed_tokens + usage.settled_tokens <= without.fed_tokens + 12 * 8
+    assert usage.fed_tokens + usage.prewarmed_tokens <= without.fed_tokens + 12 * 8
 
 
 def test_a_tool_result_finds_the_reasoning_still_in_the_cache():
@@ -197,7 +197,7 @@ def test_stop_strings_and_lengths_end_reasoning_too():
 
 
 def test_reasoning_is_text():
-    with pytest.raises(MessageError, match="reasoning is text"):
+    with pytest.raises(MessageError, match="reasoning must be text"):
         Message.assistant("yes", reasoning=3)  # type: ignore[arg-type]
 
 
@@ -213,12 +213,12 @@ def test_settling_leaves_every_kind_of_cache_exact(make):
         assert session.respond(text) == cold.respond(text)
         assert session.history[-1].reasoning
         check_next_logits(session)
-        session.settle()
+        session.prewarm()
         check_next_logits(session)
     assert session.usage.fed_tokens < cold.usage.fed_tokens
     if make is not tiny_llama:
-        assert session.usage.marks > 0
-        assert session.usage.mark_bytes > 0
+        assert session.usage.checkpoints > 0
+        assert session.usage.checkpoint_bytes > 0
 
 
 def think_for(count: int, tokenizer: ToyTokenizer):

@@ -211,4 +211,4 @@ def test_usage_adds_up():
     assert held == session.cached_tokens
     assert usage.prefill_seconds >= 0
     assert usage.decode_seconds > 0
-    assert (usage.marks, usage.mark_bytes) == (0, 0)
+    assert (usage.checkpoints, usage.checkpoint_bytes) == (0, 0)

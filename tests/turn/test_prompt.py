@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segue import Message, TemplateError
+from segue import Conversation, Message, TemplateError
 from segue.ledger import TokenLedger
 from segue.testing import ToyTokenizer
-from segue.turn.prompt import PromptBuilder, append_reply, spell
+from segue.turn.prompt import PromptBuilder
+from segue.turn.spelling import append_reply, spell
 
 TOKENIZER = ToyTokenizer()
 HI = (Message.user("hi"),)
@@ -19,7 +20,8 @@ LETTERS = st.lists(
 
 
 def build_prompt(tokenizer, messages, held, template_kwargs):
-    prompt = PromptBuilder(tokenizer, template_kwargs).build(None, messages, held)
+    conversation = Conversation(None, messages, template_kwargs)
+    prompt = PromptBuilder(tokenizer).build(conversation, held, checkpoints=True)
     assert 0 <= prompt.opening <= prompt.stable <= len(prompt.ledger.ids)
     return prompt.ledger
 

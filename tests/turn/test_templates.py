@@ -29,9 +29,9 @@ from kit.templates import (
     published_templates,
     renders,
 )
-from segue import ChatSession, GenerationConfig, Message, TemplateError
+from segue import ChatSession, GenerationConfig, Message, TemplateError, ToolCall
 from segue.testing import FakeEngine
-from segue.tokenizers.hugging_face import MlxTokenizer
+from segue.tokenizers.hugging_face import HuggingFaceTokenizer
 
 TOOL = {
     "type": "function",
@@ -116,7 +116,7 @@ LONG = GenerationConfig(max_tokens=400)
 TRIMMABLE = pytest.mark.parametrize("trimmable", [True, False], ids=["trimmable", "marks"])
 
 
-def make(source: str, kind: str) -> MlxTokenizer:
+def make(source: str, kind: str) -> HuggingFaceTokenizer:
     if not can_spell(kind, source):
         pytest.skip("The template has underscores, which SentencePiece takes for spaces.")
     return cached_tokenizer(source, kind)
@@ -130,7 +130,7 @@ class Talk:
 
     def __init__(
         self,
-        tokenizer: MlxTokenizer,
+        tokenizer: HuggingFaceTokenizer,
         *,
         trimmable: bool = True,
         **kwargs: Any,
@@ -161,7 +161,7 @@ class Talk:
         If it can't keep the last reply, a cache with marks goes back to the end of its prompt.
         """
         before = self.cache()
-        marks = self.engine.contexts[-1].marks.offsets if self.engine.contexts else ()
+        marks = self.engine.contexts[-1].checkpoints.offsets if self.engine.contexts else ()
         self._said = iter(ids)
         fed_before = len(self.engine.model.fed)
         with self.session.stream(prompt) as reply:
@@ -273,16 +273,10 @@ def test_replies_in_the_form_that_the_model_writes(name, source, kind, trimmable
         talk.turn("Well?", reply, take=len(reply) - 1, goes_back_to_prompt=back)
 
 
-def call(name: str, number: int, city: str) -> dict[str, Any]:
+def call(name: str, number: int, city: str) -> ToolCall:
     arguments = {"city": city}
-    return {
-        "type": "function",
-        "id": f"call0000{number}",
-        "function": {
-            "name": "weather",
-            "arguments": json.dumps(arguments) if TRAITS[name].as_text else arguments,
-        },
-    }
+    given = json.dumps(arguments) if TRAITS[name].as_text else arguments
+    return ToolCall("weather", given, id=f"call0000{number}")
 
 
 def result(number: int, text: str) -> Message:
@@ -320,7 +314,7 @@ def test_tools_are_called_and_answer(name, source, kind, trimmable):
     assert "Bonn" in talk.tokenizer.decode(talk.cache())
 
 
-def knows_tools(name: str, tokenizer: MlxTokenizer) -> bool:
+def knows_tools(name: str, tokenizer: HuggingFaceTokenizer) -> bool:
     """Whether a template writes calls and results."""
     talked = [
         Message.user("What is the weather?"),
