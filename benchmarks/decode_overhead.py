@@ -24,7 +24,7 @@ import segue.mlx  # a good BLAS, before MLX
 from benchmarks.decoding import BARE, decoding_ways, needed, prompt_ids, rate, take_turns
 from benchmarks.report import circumstances, spread
 from benchmarks.shapes import SHAPES, random_engine
-from segue.engine import Acceptance, Marks, Step
+from segue.engine import Request, Step
 
 PROMPT = "Explain, step by step and with examples, how a river shapes the land that it flows over."
 
@@ -33,11 +33,7 @@ class InstantContext:
     """Yields tokens that are there already."""
 
     offset = 0
-    prefix = 0
-    peak_memory = 0
-    acceptance = Acceptance()
-    marks = Marks()
-    wants_marks = False
+    reused = 0
 
     def __init__(self, tokens: list[int]) -> None:
         self._tokens = tokens
@@ -45,7 +41,10 @@ class InstantContext:
     def rewind(self, offset: int) -> int:
         return 0
 
-    def generate(self, ids: Any, config: Any, progress: Any, **kwargs: Any) -> Iterator[Step]:
+    def close(self) -> None:
+        pass
+
+    def run(self, request: Request) -> Iterator[Step]:
         for token in self._tokens:
             yield Step(token)
 
@@ -53,13 +52,14 @@ class InstantContext:
 class InstantEngine:
     """An engine that takes no time, with a real tokenizer."""
 
+    name = source = fingerprint = "instant"
     context_length = None
 
     def __init__(self, tokenizer: Any, tokens: list[int]) -> None:
         self.tokenizer = tokenizer
         self._tokens = tokens
 
-    def context(self, config: Any, **kwargs: Any) -> InstantContext:
+    def context(self, cache: segue.CacheConfig) -> InstantContext:
         return InstantContext(self._tokens)
 
 

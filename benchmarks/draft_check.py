@@ -31,10 +31,8 @@ def check_drafts(engine: segue.MlxEngine) -> dict[str, Any]:
     config = segue.GenerationConfig(max_tokens=TOKENS)
 
     def session(draft: segue.MlxEngine | str | None) -> Callable[[str], tuple[list[int], Any]]:
-        speculative = None if draft is None else segue.SpeculativeDecodingConfig(draft)
-
         def reply(prompt: str) -> tuple[list[int], Any]:
-            chat = segue.ChatSession(engine, generation=config, speculative=speculative)
+            chat = segue.ChatSession(engine, generation=config, draft=draft)
             with chat.stream(prompt) as replies:
                 tokens = [response.token for response in replies]
             return tokens, chat.acceptance_rate

@@ -259,7 +259,7 @@ def kept(records: Records) -> str:
 def peers() -> str:
     """Who was measured, and how it was set up."""
     told = {
-        "segue_session": "one `ChatSession`; `fork`, `save`, `open`, `edit`, `regenerate`.",
+        "segue_session": "one `ChatSession`; `fork`, `save`, `open`, `edit`, `retry`.",
         "stateless": "`mlx_lm.stream_generate` on the whole history each turn. Its tokens are "
         "counted (every turn feeds its whole prompt) over Segue's replies; its times are measured.",
         "hand_kept": "a prompt cache that stays, each new message rendered alone behind it, as "

@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Iterator
 from itertools import islice
 from time import perf_counter
+from typing import Literal
 
 import segue
 import segue.mlx  # a good BLAS, before MLX
@@ -78,12 +79,13 @@ def main() -> None:
     options = parser.parse_args()
 
     engine = segue.load(options.model)
-    config = segue.GenerationConfig(max_tokens=options.tokens)
-    lookup = segue.SpeculativeDecodingConfig("prompt-lookup", options.num_draft_tokens)
+    config = segue.GenerationConfig(
+        max_tokens=options.tokens, num_draft_tokens=options.num_draft_tokens
+    )
     acceptance: list[float] = []
 
-    def session(prompt: str, speculative: segue.SpeculativeDecodingConfig | None) -> Iterator[int]:
-        chat = segue.ChatSession(engine, generation=config, speculative=speculative)
+    def session(prompt: str, draft: Literal["prompt-lookup"] | None) -> Iterator[int]:
+        chat = segue.ChatSession(engine, generation=config, draft=draft)
         for response in chat.stream(prompt):
             yield response.token
         if chat.acceptance_rate is not None:
@@ -100,7 +102,7 @@ def main() -> None:
 
     ways = {
         "plain": lambda prompt: session(prompt, None),
-        "prompt-lookup": lambda prompt: session(prompt, lookup),
+        "prompt-lookup": lambda prompt: session(prompt, "prompt-lookup"),
         "stream_generate": stream_generate,
     }
     tasks = {

@@ -1,9 +1,8 @@
-"""Segue: one `ChatSession`, told what happens."""
+"""Segue: one `ChatSession`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -31,11 +30,10 @@ class SeguePeer(LoadingPeer):
 
     def begin(self, workload: dict[str, Any], paths: dict[str, str]) -> None:
         super().begin(workload, paths)
-        self._generation = segue.GenerationConfig(temperature=workload["temperature"])
         self._session = segue.ChatSession(
             self._model,
             instructions=workload["instructions"],
-            generation=self._generation,
+            generation=segue.GenerationConfig(temperature=workload["temperature"]),
             template_kwargs={"tools": workload["tools"]} if workload["tools"] else None,
         )
 
@@ -46,12 +44,12 @@ class SeguePeer(LoadingPeer):
             session.edit(step["index"], step["text"])
         started = perf_counter()
         if kind in ("edit", "regenerate"):
-            reply = session.stream_again(**settings)
+            reply = session.stream_retry(**settings)
         else:
-            session.generation = replace(self._generation, **settings)
             tool = kind == "tool"
             reply = session.stream(
-                segue.Message.tool(step["text"], name="lookup") if tool else step["text"]
+                segue.Message.tool(step["text"], name="lookup") if tool else step["text"],
+                **settings,
             )
         first = last = started
         with reply:
