@@ -5,8 +5,12 @@ Needs SEGUE_DATA, as the tests do.
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+# As in the tests: how a BLAS shares a product among threads decides its last bits.
+os.environ.setdefault("MKL_NUM_THREADS", "1")
 
 import segue.mlx  # noqa: F401 (puts a good BLAS in place before MLX is imported)
 
@@ -32,8 +36,8 @@ settings and random weights, hold a scripted conversation. A reply is broken off
 and another before its first; an earlier message is changed; the instructions change; the
 conversation is cleared; and all is longer than every window. After every turn
 
-- the model was fed exactly the tokens that had to be: those behind the longest common prefix of the
-  prompt and what the cache held, or behind the best mark before its end where layers can't be
+- the model was fed exactly the tokens that had to be: those after the longest common prefix of the
+  prompt and what the cache held, or after the best checkpoint before its end where layers can't be
   trimmed there. The test works out both by itself, from the ids alone;
 - the next token's logits were those of a fresh cache that read the same in one go, with the same
   greedy token. The largest relative error was {worst:.0e}, in float32 on a CPU; {tolerance} is what
