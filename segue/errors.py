@@ -34,6 +34,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 
 class SegueError(Exception):
@@ -51,6 +52,11 @@ class SegueError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what} {self.remedy}"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Errors cross processes: a worker pool pickles what its jobs raise."""
+        fields = {name: _plain(value) for name, value in self.__dict__.items()}
+        return _remade, (self.__class__, self.args, fields)
 
 
 class ConfigurationError(SegueError, ValueError):
@@ -174,6 +180,19 @@ class SessionWarning(UserWarning):
 
 class PerformanceWarning(UserWarning):
     """This machine could be much faster; the message says how."""
+
+
+def _remade(kind: type[SegueError], args: tuple[Any, ...], fields: dict[str, Any]) -> SegueError:
+    """Return an error as it was, without its constructor, which takes other arguments."""
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+def _plain(value: object) -> object:
+    """Return a value that can be pickled: a read-only view of a dict can't."""
+    return dict(value) if isinstance(value, MappingProxyType) else value
 
 
 def cause(error: BaseException) -> str:

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import ast
+import copy
+import pickle
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+
+import pytest
 
 import segue
 from segue import errors
@@ -57,3 +63,42 @@ def test_errors_are_also_of_the_kinds_that_python_programs_expect():
     assert str(missing) == missing.msg == "Not here. Install it."
     gone = segue.ModelNotFoundError("Not here.", remedy="Look there.")
     assert str(gone) == "Not here. Look there."
+
+
+def examples() -> list[errors.SegueError]:
+    """One of each kind, as the package makes them."""
+    made = {
+        "UnsupportedFeatureError": segue.UnsupportedFeatureError("bare", "drafts", remedy="None."),
+        "SessionFileFormatError": segue.SessionFileFormatError(
+            "Bad.", remedy="Copy it.", readable={"usage": segue.Usage()}
+        ),
+    }
+    return [made.get(name) or getattr(errors, name)("Bad.", remedy="Mend it.") for name in TREE]
+
+
+@pytest.mark.parametrize("error", examples(), ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize(
+    "through", [lambda error: pickle.loads(pickle.dumps(error)), copy.copy, copy.deepcopy]
+)
+def test_an_error_can_be_pickled_and_copied(error, through):
+    again = through(error)
+    assert type(again) is type(error)
+    assert (str(again), again.args, vars(again)) == (str(error), error.args, vars(error))
+
+
+def test_an_error_without_more_can_be_pickled():
+    plain = segue.SessionFileFormatError("Bad.", remedy="Copy it.")
+    assert pickle.loads(pickle.dumps(plain)).readable == {}
+
+
+def failing(number: int) -> None:
+    segue.GenerationConfig(top_p=number)
+
+
+def test_an_error_in_a_worker_reaches_whoever_waits():
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        job = pool.submit(failing, 3)
+        with pytest.raises(segue.ConfigurationError, match="top_p must be from 0 to 1, not 3"):
+            job.result(timeout=300)
+        with pytest.raises(segue.ConfigurationError):
+            pool.submit(failing, 4).result(timeout=300)
