@@ -14,10 +14,11 @@ def thin_checkpoints(checkpoints: list[Kept], fit: Callable[[Sequence[Kept]], bo
     The first (all conversations under the same instructions rewind to it) and the newest stay
     longest; of those between them, the oldest is dropped first.
 
-    >>> offsets = [10, 20, 30, 40]
-    >>> thin_checkpoints(offsets, lambda kept: len(kept) <= 3)
-    >>> offsets
-    [10, 30, 40]
+    Examples:
+        >>> offsets = [10, 20, 30, 40]
+        >>> thin_checkpoints(offsets, lambda kept: len(kept) <= 3)
+        >>> offsets
+        [10, 30, 40]
 
     Args:
         checkpoints: The checkpoints, or their offsets, oldest first; the list is changed.

@@ -36,9 +36,10 @@ class GenerationConfig:
     Names and meanings are mlx-lm's wherever it has them. Every field may also be given to one
     reply: ``session.stream("Hello", temperature=1.0)``.
 
-    >>> import segue
-    >>> segue.GenerationConfig(temperature=0.7, stop="END").stop
-    ('END',)
+    Examples:
+        >>> import segue
+        >>> segue.GenerationConfig(temperature=0.7, stop="END").stop
+        ('END',)
 
     Raises:
         ConfigurationError: if a value is out of its range or of the wrong type.
@@ -154,9 +155,10 @@ class CacheConfig:
 
     Engines differ in what they can do; `ChatSession` refuses what its engine can't.
 
-    >>> import segue
-    >>> segue.CacheConfig(kv_bits=8).kv_group_size
-    64
+    Examples:
+        >>> import segue
+        >>> segue.CacheConfig(kv_bits=8).kv_group_size
+        64
 
     Raises:
         ConfigurationError: if a value is out of its range, of the wrong type, or contradicts

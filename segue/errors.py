@@ -66,12 +66,13 @@ class ConfigurationError(SegueError, ValueError):
 class UnsupportedFeatureError(ConfigurationError):
     """The engine lacks what was asked for; nothing was changed.
 
-    >>> import segue
-    >>> from segue.testing import BareEngine
-    >>> segue.ChatSession(BareEngine(), draft="prompt-lookup")
-    Traceback (most recent call last):
-    ...
-    segue.UnsupportedFeatureError: The engine bare does not support drafts. Leave draft at None.
+    Examples:
+        >>> import segue
+        >>> from segue.testing import BareEngine
+        >>> segue.ChatSession(BareEngine(), draft="prompt-lookup")
+        Traceback (most recent call last):
+        ...
+        segue.UnsupportedFeatureError: The engine bare does not support drafts. Leave draft at None.
     """
 
     def __init__(self, engine: str, feature: str, *, remedy: str) -> None:

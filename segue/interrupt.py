@@ -70,11 +70,12 @@ class InterruptHold:
     A hold acts in the main thread alone (the only one that Python interrupts), and only where a
     Python handler would run. A hold that was not armed arms itself while it is in force.
 
-    >>> from segue.interrupt import InterruptHold
-    >>> hold = InterruptHold()
-    >>> with hold:
-    ...     pass  # change what must not be changed half way
-    >>> hold.deliver()  # raises KeyboardInterrupt if Ctrl-C came meanwhile
+    Examples:
+        >>> from segue.interrupt import InterruptHold
+        >>> hold = InterruptHold()
+        >>> with hold:
+        ...     pass  # change what must not be changed half way
+        >>> hold.deliver()  # raises KeyboardInterrupt if Ctrl-C came meanwhile
     """
 
     def __init__(self) -> None:

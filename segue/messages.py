@@ -44,6 +44,10 @@ AnyRole: TypeAlias = Role | Literal["system", "user", "assistant", "tool"]
 class Text:
     """A part of a message's content that is text.
 
+    Examples:
+        >>> Message.user([Text("Hello "), Text("there")]).text
+        'Hello there'
+
     Raises:
         MessageError: if the text isn't a string, or contains a lone surrogate.
     """

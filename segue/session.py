@@ -47,15 +47,16 @@ class ChatSession:
     session belongs to one thread at a time; any number of sessions may share an engine. Use the
     same few threads again and again: an engine may keep memory for each that ever ran a model.
 
-    >>> import segue
-    >>> from segue.testing import FakeEngine
-    >>> session = segue.ChatSession(FakeEngine(["Hello!", "Fine."]), instructions="Be brief.")
-    >>> session.respond("Hi")
-    'Hello!'
-    >>> session.respond("How are you?", temperature=0.7)
-    'Fine.'
-    >>> [message.role.value for message in session.history]
-    ['user', 'assistant', 'user', 'assistant']
+    Examples:
+        >>> import segue
+        >>> from segue.testing import FakeEngine
+        >>> session = segue.ChatSession(FakeEngine(["Hello!", "Fine."]), instructions="Be brief.")
+        >>> session.respond("Hi")
+        'Hello!'
+        >>> session.respond("How are you?", temperature=0.7)
+        'Fine.'
+        >>> [message.role.value for message in session.history]
+        ['user', 'assistant', 'user', 'assistant']
 
     Args:
         engine: The model, from `segue.load` or `segue.MlxEngine`.
@@ -230,10 +231,11 @@ class ChatSession:
 
         Raises what `stream` raises, and a GenerationError if the model fails.
 
-        >>> import segue
-        >>> from segue.testing import FakeEngine
-        >>> segue.ChatSession(FakeEngine(["Paris."])).respond("The capital of France?")
-        'Paris.'
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> segue.ChatSession(FakeEngine(["Paris."])).respond("The capital of France?")
+            'Paris.'
 
         Args:
             prompt: See `stream`.
@@ -262,6 +264,13 @@ class ChatSession:
 
         A live reply is closed first, whatever becomes of this one. The new messages are in the
         history when this returns; nothing has been fed yet.
+
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine(["hello world"]))
+            >>> [response.text for response in session.stream("Hi", max_tokens=2)]
+            ['hello', ' world']
 
         Args:
             prompt: Text, a message, or several messages (the results of several tools, say).
@@ -298,13 +307,14 @@ class ChatSession:
         The cache goes back to the end of the prompt, so that next to nothing is read again. Raises
         what `stream_retry` raises, and a GenerationError if the model fails.
 
-        >>> import segue
-        >>> from segue.testing import FakeEngine
-        >>> session = segue.ChatSession(FakeEngine(["Hm.", "Paris."]))
-        >>> session.respond("The capital of France?"), session.retry(temperature=1.0)
-        ('Hm.', 'Paris.')
-        >>> len(session.history)
-        2
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine(["Hm.", "Paris."]))
+            >>> session.respond("The capital of France?"), session.retry(temperature=1.0)
+            ('Hm.', 'Paris.')
+            >>> len(session.history)
+            2
 
         Args:
             reasoning: See `respond`.
@@ -327,6 +337,14 @@ class ChatSession:
 
         The old reply leaves the history at once. If the new one ends before its first token, the
         history is as it was.
+
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine(["Hm.", "Paris."]))
+            >>> _ = session.respond("The capital of France?")
+            >>> "".join(response.text for response in session.stream_retry())
+            'Paris.'
 
         Args:
             prompt_progress_callback: See `stream`.
@@ -355,10 +373,11 @@ class ChatSession:
 
         What `stream` would refuse is refused here, too. A live reply continues.
 
-        >>> import segue
-        >>> from segue.testing import FakeEngine
-        >>> segue.ChatSession(FakeEngine()).preview("Hi").cached_tokens
-        0
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> segue.ChatSession(FakeEngine()).preview("Hi").cached_tokens
+            0
 
         Args:
             prompt: See `stream`.
@@ -386,13 +405,14 @@ class ChatSession:
         A live reply is closed first, and taken back with its turn. The cache goes back to where the
         turns began; what is left of the conversation is not read again. `usage` still counts them.
 
-        >>> import segue
-        >>> from segue.testing import FakeEngine
-        >>> session = segue.ChatSession(FakeEngine(["Hello!"]))
-        >>> session.respond("Hi"), [message.text for message in session.undo()]
-        ('Hello!', ['Hi', 'Hello!'])
-        >>> session.history
-        ()
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine(["Hello!"]))
+            >>> session.respond("Hi"), [message.text for message in session.undo()]
+            ('Hello!', ['Hi', 'Hello!'])
+            >>> session.history
+            ()
 
         Args:
             turns: How many.
@@ -412,13 +432,14 @@ class ChatSession:
         If the message awaits a reply, `retry` gives one. The cache goes back to where the
         conversation changed.
 
-        >>> import segue
-        >>> from segue.testing import FakeEngine
-        >>> session = segue.ChatSession(FakeEngine(["Paris.", "Rome."]))
-        >>> _ = session.respond("The capital of France?")
-        >>> _ = session.edit(-2, "The capital of Italy?")
-        >>> session.retry()
-        'Rome.'
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine(["Paris.", "Rome."]))
+            >>> _ = session.respond("The capital of France?")
+            >>> _ = session.edit(-2, "The capital of Italy?")
+            >>> session.retry()
+            'Rome.'
 
         Args:
             index: The message's index in `history`; a negative one counts from the end.
@@ -443,13 +464,14 @@ class ChatSession:
         contexts, the fork reads the conversation again.) A live reply is closed first. The fork's
         `usage` begins anew, and it has no file.
 
-        >>> import segue
-        >>> from segue.testing import FakeEngine
-        >>> session = segue.ChatSession(FakeEngine(["Hello!", "Fine."]))
-        >>> _ = session.respond("Hi")
-        >>> branch = session.fork()
-        >>> branch.respond("How are you?"), len(session.history)
-        ('Fine.', 2)
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine(["Hello!", "Fine."]))
+            >>> _ = session.respond("Hi")
+            >>> branch = session.fork()
+            >>> branch.respond("How are you?"), len(session.history)
+            ('Fine.', 2)
         """
         self._close_live()
         twin = self.__class__.__new__(self.__class__)
@@ -470,11 +492,12 @@ class ChatSession:
         feeds only its own message. A live reply is closed first. To break it off, raise an
         exception in the callback: what was read until then stays.
 
-        >>> import segue
-        >>> from segue.testing import FakeEngine
-        >>> session = segue.ChatSession(FakeEngine(["Hello!"]), instructions="Be brief.")
-        >>> session.prewarm() > 0, session.prewarm()
-        (True, 0)
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine(["Hello!"]), instructions="Be brief.")
+            >>> session.prewarm() > 0, session.prewarm()
+            (True, 0)
 
         Args:
             prompt_progress_callback: Called with ``(tokens fed, tokens to feed)``.
@@ -511,6 +534,13 @@ class ChatSession:
         began with a cache whose ids are unknown, so does the file.) A live reply is closed first.
         The file is replaced in one piece: if anything goes wrong, an earlier one is left as it was.
 
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine(), instructions="Be brief.")
+            >>> _ = session.prewarm()
+            >>> session.save_cache("brief.safetensors")
+
         Args:
             path: The file; mlx-lm opens it if its name ends in ``.safetensors``.
 
@@ -542,6 +572,13 @@ class ChatSession:
 
         Settings that are code (logits processors, a function for `on_overflow`) and a model that
         drafts can't be saved; pass them to `open`.
+
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine(["Hello!"]))
+            >>> _ = session.respond("Hi")
+            >>> session.save("talk.segue")
 
         Args:
             path: The file; ``.segue`` by custom.
@@ -589,6 +626,16 @@ class ChatSession:
         cache is damaged, you still get the conversation, and the next turn reads it again. The file
         is this session's from here on, as after `save`.
 
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> with segue.ChatSession(FakeEngine(["Hello!"])) as session:
+            ...     _ = session.respond("Hi")
+            ...     session.save("talk.segue")
+            >>> again = segue.ChatSession.open("talk.segue", FakeEngine(["Fine."]))
+            >>> again.respond("How are you?"), len(again.history)
+            ('Fine.', 4)
+
         Args:
             path: The file.
             engine: The model.
@@ -625,6 +672,13 @@ class ChatSession:
 
         A live reply is closed first. The session can continue, and be saved again. Leaving a
         ``with`` block does the same, and so does garbage collection.
+
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine())
+            >>> session.save("talk.segue")
+            >>> session.close()
         """
         self._close_live()
         self._release()
@@ -633,6 +687,15 @@ class ChatSession:
         """Forget the conversation: drop cache and history, leave instructions and settings.
 
         A cache that the session began with, and whose tokens are unknown, stays before all.
+
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine(["Hello!"]))
+            >>> _ = session.respond("Hi")
+            >>> session.clear()
+            >>> session.history, session.cached_tokens
+            ((), 0)
         """
         self._close_live()
         self._core.clear()

@@ -32,11 +32,12 @@ LONGEST = 24
 class PromptLookup:
     """An index of where each n-gram of a conversation occurred, updated as the ids change.
 
-    >>> from segue.drafting.lookup import PromptLookup
-    >>> lookup = PromptLookup()
-    >>> lookup.follow([1, 2, 3, 4, 5, 1, 2, 3])
-    >>> lookup.propose(2)
-    [4, 5]
+    Examples:
+        >>> from segue.drafting.lookup import PromptLookup
+        >>> lookup = PromptLookup()
+        >>> lookup.follow([1, 2, 3, 4, 5, 1, 2, 3])
+        >>> lookup.propose(2)
+        [4, 5]
     """
 
     def __init__(self) -> None:

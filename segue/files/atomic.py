@@ -44,10 +44,11 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     The file gets the permissions of the one it replaces, or those that ``open`` would give it. A
     symbolic link at `path` stays, and the file that it leads to is replaced.
 
-    >>> with replacing("notes.txt") as temporary:
-    ...     _ = temporary.write_text("whole")
-    >>> Path("notes.txt").read_text()
-    'whole'
+    Examples:
+        >>> with replacing("notes.txt") as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> Path("notes.txt").read_text()
+        'whole'
 
     Args:
         path: The file to write.

@@ -56,8 +56,9 @@ def check_bounds(text: str, value: object) -> None:
 def read_object(text: str) -> dict[str, Any]:
     """Return a JSON object.
 
-    >>> read_object('{"role": "user"}')
-    {'role': 'user'}
+    Examples:
+        >>> read_object('{"role": "user"}')
+        {'role': 'user'}
 
     Raises:
         ValueError: if the text isn't one, or is out of bounds.
@@ -77,8 +78,9 @@ def read_object(text: str) -> dict[str, Any]:
 def printable(text: str, limit: int = 200) -> str:
     """Return text out of a file for a message: short, and without control characters.
 
-    >>> printable("bell" + chr(7) + chr(7), 5)
-    'bell…'
+    Examples:
+        >>> printable("bell" + chr(7) + chr(7), 5)
+        'bell…'
     """
     short = text if len(text) <= limit else text[: limit - 1] + "…"
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in short)

@@ -77,8 +77,9 @@ class FileLock:
     Within a process, any number of these may lock one file. A forked process has none of the locks
     of its parent.
 
-    >>> lock = FileLock("talk.segue")
-    >>> lock.release()
+    Examples:
+        >>> lock = FileLock("talk.segue")
+        >>> lock.release()
 
     Args:
         path: The file, which need not exist yet.

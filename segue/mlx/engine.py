@@ -42,12 +42,13 @@ class MlxEngine:
     `segue.load` makes one from a model's name; this is for models that are loaded already, as by
     ``MlxEngine(*mlx_lm.load("mlx-community/Qwen3-0.6B-4bit"))``, and for models of your own.
 
-    >>> import segue
-    >>> from segue.testing import ToyTokenizer
-    >>> from segue.testing.mlx import CachingModel
-    >>> engine = segue.MlxEngine(CachingModel(lambda ids: ord("h"), 300), ToyTokenizer())
-    >>> segue.ChatSession(engine).respond("Say h.", max_tokens=3)
-    'hhh'
+    Examples:
+        >>> import segue
+        >>> from segue.testing import ToyTokenizer
+        >>> from segue.testing.mlx import CachingModel
+        >>> engine = segue.MlxEngine(CachingModel(lambda ids: ord("h"), 300), ToyTokenizer())
+        >>> segue.ChatSession(engine).respond("Say h.", max_tokens=3)
+        'hhh'
 
     Args:
         model: An mlx-lm model.

@@ -39,14 +39,15 @@ def load_prompt_cache(path: str | os.PathLike[str], engine: Engine) -> PromptCac
     Nothing in the file is run or looked up as code. A file of our own is checked by its checksum,
     another by the shapes, types, offsets and sizes of all it holds.
 
-    >>> import segue
-    >>> from segue.testing import FakeEngine
-    >>> engine = FakeEngine()
-    >>> session = segue.ChatSession(engine, instructions="Be brief.")
-    >>> fed = session.prewarm()
-    >>> session.save_cache("brief.safetensors")
-    >>> segue.load_prompt_cache("brief.safetensors", engine).offset == fed
-    True
+    Examples:
+        >>> import segue
+        >>> from segue.testing import FakeEngine
+        >>> engine = FakeEngine()
+        >>> session = segue.ChatSession(engine, instructions="Be brief.")
+        >>> fed = session.prewarm()
+        >>> session.save_cache("brief.safetensors")
+        >>> segue.load_prompt_cache("brief.safetensors", engine).offset == fed
+        True
 
     Args:
         path: The file.

@@ -66,13 +66,14 @@ class SessionFile:
 
     Made by `SessionFile.read`; `ChatSession.open` continues one.
 
-    >>> import segue
-    >>> from segue.testing import FakeEngine
-    >>> session = segue.ChatSession(FakeEngine(["Hello!"]))
-    >>> _ = session.respond("Hi there")
-    >>> session.save("talk.segue")
-    >>> segue.SessionFile.read("talk.segue").title
-    'Hi there'
+    Examples:
+        >>> import segue
+        >>> from segue.testing import FakeEngine
+        >>> session = segue.ChatSession(FakeEngine(["Hello!"]))
+        >>> _ = session.respond("Hi there")
+        >>> session.save("talk.segue")
+        >>> segue.SessionFile.read("talk.segue").title
+        'Hi there'
     """
 
     path: Path

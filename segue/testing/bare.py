@@ -90,10 +90,11 @@ class BareContext:
 class BareEngine:
     """An engine that owns its cache; implements `segue.engine.Engine`, and nothing else.
 
-    >>> import segue
-    >>> session = segue.ChatSession(BareEngine(["Hello!"]))
-    >>> session.respond("Hi")
-    'Hello!'
+    Examples:
+        >>> import segue
+        >>> session = segue.ChatSession(BareEngine(["Hello!"]))
+        >>> session.respond("Hi")
+        'Hello!'
 
     Args:
         script: See `ScriptedModel`.

@@ -212,10 +212,11 @@ class FakeEngine:
 
     Its contexts have every capability, so that a program under test can save, fork and draft.
 
-    >>> import segue
-    >>> session = segue.ChatSession(FakeEngine(["Hello!", "Fine."]))
-    >>> session.respond("Hi"), session.respond("How are you?")
-    ('Hello!', 'Fine.')
+    Examples:
+        >>> import segue
+        >>> session = segue.ChatSession(FakeEngine(["Hello!", "Fine."]))
+        >>> session.respond("Hi"), session.respond("How are you?")
+        ('Hello!', 'Fine.')
 
     Args:
         script: See `ScriptedModel`.

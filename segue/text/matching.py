@@ -11,8 +11,9 @@ def overlap(text: str, strings: Sequence[str]) -> int:
     As long as there is one, the text may still turn into that string. The whole of a string does
     not count: that is found already.
 
-    >>> overlap("one <th", ["<think>"])
-    3
+    Examples:
+        >>> overlap("one <th", ["<think>"])
+        3
     """
     longest = max(len(string) for string in strings) - 1
     for length in range(min(longest, len(text)), 0, -1):

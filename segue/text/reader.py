@@ -26,13 +26,14 @@ from .tags import ReasoningSplitter, TextPiece
 class ReplyReader:
     """Reads one reply.
 
-    >>> from segue.testing import ToyTokenizer
-    >>> tokenizer = ToyTokenizer()
-    >>> reader = ReplyReader(tokenizer.detokenizer(), ends=tokenizer.eos_token_ids, max_tokens=9)
-    >>> [piece.text for token in tokenizer.encode("hello!") for piece in reader.push(token)]
-    ['hello', '!']
-    >>> reader.push(tokenizer.end_id)[0].text, reader.text, str(reader.finish_reason)
-    ('', 'hello!', 'stop')
+    Examples:
+        >>> from segue.testing import ToyTokenizer
+        >>> toy = ToyTokenizer()
+        >>> reader = ReplyReader(toy.detokenizer(), ends=toy.eos_token_ids, max_tokens=9)
+        >>> [piece.text for token in toy.encode("hello!") for piece in reader.push(token)]
+        ['hello', '!']
+        >>> reader.push(toy.end_id)[0].text, reader.text, str(reader.finish_reason)
+        ('', 'hello!', 'stop')
 
     Args:
         detokenizer: A fresh one.

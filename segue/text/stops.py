@@ -12,9 +12,10 @@ class StopStrings:
 
     Text is passed on as soon as no stop string can begin in it any more.
 
-    >>> stops = StopStrings(["END"])
-    >>> stops.add("the E"), stops.add("N"), stops.add("D of it"), stops.found
-    ('the ', '', '', True)
+    Examples:
+        >>> stops = StopStrings(["END"])
+        >>> stops.add("the E"), stops.add("N"), stops.add("D of it"), stops.found
+        ('the ', '', '', True)
 
     Args:
         strings: The strings; none of them empty.

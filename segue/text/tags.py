@@ -29,9 +29,11 @@ class TextPiece(NamedTuple):
 class ReasoningSplitter:
     """Splits the text of one reply as it comes.
 
-    >>> splitter = ReasoningSplitter(("<think>", "</think>"), "")
-    >>> [piece.text for text in ("<thi", "nk>hm</think>", "yes") for piece in splitter.add(text)]
-    ['hm', 'yes']
+    Examples:
+        >>> splitter = ReasoningSplitter(("<think>", "</think>"), "")
+        >>> texts = ("<thi", "nk>hm</think>", "yes")
+        >>> [piece.text for text in texts for piece in splitter.add(text)]
+        ['hm', 'yes']
 
     Args:
         tags: The start and end tag; ``None`` if the model writes none.

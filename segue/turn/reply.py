@@ -40,15 +40,16 @@ class Reply:
     once, with the text generated so far. Ctrl-C is delivered between two tokens or two chunks of
     prefill, never inside one.
 
-    >>> import segue
-    >>> from segue.testing import FakeEngine
-    >>> session = segue.ChatSession(FakeEngine(["hello world"]))
-    >>> with session.stream("Hi") as reply:
-    ...     for response in reply:
-    ...         print(response.text, end="|")
-    hello| world||
-    >>> reply.text, str(reply.finish_reason)
-    ('hello world', 'stop')
+    Examples:
+        >>> import segue
+        >>> from segue.testing import FakeEngine
+        >>> session = segue.ChatSession(FakeEngine(["hello world"]))
+        >>> with session.stream("Hi") as reply:
+        ...     for response in reply:
+        ...         print(response.text, end="|")
+        hello| world||
+        >>> reply.text, str(reply.finish_reason)
+        ('hello world', 'stop')
 
     Raises (while iterating):
         GenerationError: if the model or its runtime failed; the text until then is recorded.

@@ -78,12 +78,13 @@ class Commands(dict[str, Command]):
     """Slash commands by name, in the order of ``/help``.
 
     Example:
-        >>> commands = Commands()
-        >>> @commands.add("/greet NAME", "greet somebody")
-        ... def greet(chat, name):
-        ...     chat.note(f"Hello, {name}!")
-        >>> commands["greet"].help
-        'greet somebody'
+        Examples:
+            >>> commands = Commands()
+            >>> @commands.add("/greet NAME", "greet somebody")
+            ... def greet(chat, name):
+            ...     chat.note(f"Hello, {name}!")
+            >>> commands["greet"].help
+            'greet somebody'
     """
 
     def add(self, usage: str, help: str) -> Callable[[Run], Run]:  # noqa: A002 (as click says it)
