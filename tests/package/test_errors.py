@@ -16,11 +16,12 @@ import segue
 from segue import errors
 
 PACKAGE = Path(segue.__file__).parent
-TREE = {
+# In the module's order: every process that collects these tests must list them alike.
+TREE = [
     name
     for name, value in vars(errors).items()
     if isinstance(value, type) and issubclass(value, errors.SegueError)
-}
+]
 
 
 def raised() -> list[tuple[str, ast.Call]]:
