@@ -47,7 +47,7 @@ def load(
     computes that faster there than anything smaller. On a GPU they stay as they are; of a GGUF
     file, the 4-bit and 8-bit tensors that MLX can use do, and the rest becomes half precision.
 
-    Example:
+    Examples:
         ```python
         engine = segue.load("smollm2")
         session = segue.ChatSession(engine)

@@ -255,7 +255,7 @@ def _check_draft(engine: Engine, draft: Any) -> None:
     if isinstance(draft, str) or not (hasattr(draft, "context") and hasattr(draft, "tokenizer")):
         raise ConfigurationError(
             f"draft must be {PROMPT_LOOKUP!r} or an engine, not {draft!r}.",
-            remedy="Pass what segue.load(...) returns.",
+            remedy=f"Pass {PROMPT_LOOKUP!r}, or what segue.load(...) returns.",
         )
     if draft.tokenizer.vocabulary != engine.tokenizer.vocabulary:
         raise ConfigurationError(

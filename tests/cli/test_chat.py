@@ -11,7 +11,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from kit.chats import Typed, alone, converse
+from kit.chats import Typed, alone, chat_of, converse
 from kit.command import run
 from kit.probe import engine_of
 from segue import ChatSession, GenerationConfig
@@ -21,6 +21,7 @@ from segue.cli.chat.commands import command as command_module
 from segue.cli.chat.idle import CHUNK, reading_ahead
 from segue.cli.chat.statistics import turn_line, usage_table
 from segue.testing import FakeEngine, ToyTokenizer
+from segue.usage import TurnUsage
 
 
 def test_a_turn_shows_the_reply_and_one_quiet_line():
@@ -42,10 +43,6 @@ class ReadAhead(ChatSession):
         super().__init__(*args, **kwargs)
         self.done = threading.Semaphore(0)
         self.read = []
-
-    def settle(self, **kwargs):
-        self.read.append(super().settle(**kwargs))
-        self.done.release()
 
     def prewarm(self, **kwargs):
         self.read.append(super().prewarm(**kwargs))
@@ -214,6 +211,22 @@ def test_a_prompt_stopped_in_its_middle_counts_what_was_read():
     assert turn_line(session.usage.turns[0], None, None, stopped=True) == (
         "stopped · 8 tokens read · 0 reused"
     )
+
+
+def test_a_reply_that_was_cut_says_so():
+    chat = chat_of(
+        alone(
+            ChatSession(FakeEngine(["one two three"]), generation=GenerationConfig(max_tokens=3))
+        ),
+        "hi",
+    )
+    chat.run()
+    assert "cut at 3 tokens · 21 tokens read" in chat.console.file.getvalue()
+
+
+def test_one_token_is_one_token():
+    turn = TurnUsage(29, 28, 1, 0, 0.0, 0.0)
+    assert turn_line(turn, None, None, stopped=False) == "1 token read · 28 reused"
 
 
 def stop_at_eight(fed, total):

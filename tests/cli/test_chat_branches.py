@@ -79,12 +79,19 @@ def test_retry_gives_another_reply_as_a_turn():
     chat = talk("hi", "/retry", generation=WARM)
     assert told(chat) == ["a", "b"]
     assert contents(chat.session.history) == ["hi", "b"]
-    assert chat.console.file.getvalue().count("tokens read · ") == 2
+    assert chat.console.file.getvalue().count(" reused · ") == 2
+
+
+@pytest.mark.parametrize("command", ["/clear", "/history", "/retry", "/help", "/stats", "/quit"])
+def test_a_command_that_takes_nothing_refuses_what_follows_it(command):
+    chat = talk("hi", f"{command} now", "ho")
+    assert told(chat)[1] == f"{command} takes nothing after it: {command}"
+    assert contents(chat.session.history) == ["hi", "a", "ho", "b"]
 
 
 def test_at_temperature_0_the_reply_would_be_the_same():
     chat = talk("hi", "/retry", "ho")
-    assert told(chat)[1] == "At temperature 0 the reply would be the same again; see --temperature."
+    assert told(chat)[1].startswith("At temperature 0 the reply would be the same again; /save ")
     assert contents(chat.session.history) == ["hi", "a", "ho", "b"]
 
 

@@ -97,6 +97,13 @@ def test_an_export_that_can_not_be_written_is_told(capsys, tmp_path, monkeypatch
     assert "can't be written: " in complaint(capsys, "sessions", "export", "trip", "-o", output)
 
 
+def test_a_file_that_was_named_like_a_session_is_pointed_to(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").write_text("mine")
+    told = "segue: There is no session 'notes'. For the file in this folder, write ./notes.\n"
+    assert complaint(capsys, "sessions", "show", "notes") == told
+
+
 @pytest.mark.parametrize("command", ["show", "export", "delete"])
 def test_a_missing_session_is_told(capsys, command):
     told = "segue: There is no session 'trip'. Run `segue sessions` to list them.\n"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 from rich.console import Console
 
@@ -15,7 +16,7 @@ from segue.cli.chat.start import Opener, Start
 from segue.config import CacheConfig
 from segue.testing import FakeEngine
 
-COSTS = "tokens read · "
+COSTS = re.compile(r" tokens? read · [\d,]+ reused")
 
 
 class Typed:
@@ -55,7 +56,7 @@ def converse(*lines, script=("hello", "fine", "well"), **kwargs) -> tuple[str, C
 def told(chat: TerminalChat) -> list[str]:
     """The lines of a chat, those that have times in them left out."""
     lines = (line.strip() for line in chat.console.file.getvalue().splitlines())
-    return [line for line in lines if line and COSTS not in line]
+    return [line for line in lines if line and not COSTS.search(line)]
 
 
 def talk(*lines, engine=None, generation=GenerationConfig(), cache=CacheConfig(), **start):  # noqa: B008

@@ -131,6 +131,11 @@ def test_other_files_and_no_files(tmp_path):
     refused(path, "names no layers")
 
 
+def test_a_session_is_told_from_a_prompt_cache(path, sound):
+    path.write_bytes(sound)
+    refused(path, "is a session, not a prompt cache. Open it with ChatSession.open")
+
+
 # --- hostile headers ----------------------------------------------------------------------------
 
 

@@ -166,6 +166,8 @@ class TerminalChat:
         command = self.commands.get(name)
         if command is None:
             self.console.print(f"There is no command /{name}; /help lists them.", markup=False)
+        elif argument.strip() and not command.takes_text:
+            self.console.print(f"/{name} takes nothing after it: {command.usage}", markup=False)
         else:
             command.run(self, argument.strip())
 

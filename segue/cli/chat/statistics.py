@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from ...response import GenerationResponse
+from ...response import FinishReason, GenerationResponse
 from ...session import ChatSession
 from ...usage import TurnUsage
+from ..words import count
 
 
 def turn_line(
@@ -24,12 +25,16 @@ def turn_line(
         first_token: Seconds until the first token.
         stopped: True if the person stopped the reply.
     """
-    figures = [f"{turn.fed_tokens:,} tokens read", f"{turn.cached_tokens:,} reused"]
+    figures = [f"{count(turn.fed_tokens, 'token')} read", f"{turn.cached_tokens:,} reused"]
     if first_token is not None:
         figures.append(f"first token {first_token:.2f} s")
     if last is not None:
         figures.append(f"{last.generation_tps:.1f} tokens/s")
-    return ("stopped · " if stopped else "") + " · ".join(figures)
+    if stopped:
+        figures.insert(0, "stopped")
+    elif last is not None and last.finish_reason is FinishReason.LENGTH:
+        figures.insert(0, f"cut at {count(last.generation_tokens, 'token')}")
+    return " · ".join(figures)
 
 
 def usage_table(session: ChatSession) -> Table:

@@ -89,8 +89,12 @@ def existing_path(target: str) -> Path:
     """
     path = session_path(target)
     if not os.path.lexists(path):
+        here = not is_path(target) and os.path.lexists(target)
         raise SessionNotFoundError(
-            f"There is no session {target!r}.", remedy="Run `segue sessions` to list them."
+            f"There is no session {target!r}.",
+            remedy=f"For the file in this folder, write ./{target}."
+            if here
+            else "Run `segue sessions` to list them.",
         )
     return path
 

@@ -340,6 +340,11 @@ def _layout(header: Header, path: Path) -> tuple[list[str], dict[str, str]]:
             raise _damaged(path, f"it does not say what its field {shown(name)} stands for")
         kinds[name] = kind
         count += 1
+    if left.get("segue.format") == "session":
+        raise PromptCacheFormatError(
+            f"{path} is a session, not a prompt cache.",
+            remedy="Open it with ChatSession.open.",
+        )
     if not classes or count == 0:
         raise PromptCacheFormatError(
             f"{path} has tensors, but is not a prompt cache: it names no layers.",

@@ -73,18 +73,22 @@ class Command:
     """What the command does, as part of a sentence."""
     run: Run
 
+    @property
+    def takes_text(self) -> bool:
+        """True if something may follow the command's name."""
+        return " " in self.usage
+
 
 class Commands(dict[str, Command]):
     """Slash commands by name, in the order of ``/help``.
 
-    Example:
-        Examples:
-            >>> commands = Commands()
-            >>> @commands.add("/greet NAME", "greet somebody")
-            ... def greet(chat, name):
-            ...     chat.note(f"Hello, {name}!")
-            >>> commands["greet"].help
-            'greet somebody'
+    Examples:
+        >>> commands = Commands()
+        >>> @commands.add("/greet NAME", "greet somebody")
+        ... def greet(chat, name):
+        ...     chat.note(f"Hello, {name}!")
+        >>> commands["greet"].help
+        'greet somebody'
     """
 
     def add(self, usage: str, help: str) -> Callable[[Run], Run]:  # noqa: A002 (as click says it)

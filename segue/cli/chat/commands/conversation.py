@@ -62,7 +62,10 @@ def retry(chat: Chat, _: str) -> None:
     overrides: dict[str, Any] = {}
     if session.generation.temperature == 0:
         if chat.reply_complete:
-            chat.note("At temperature 0 the reply would be the same again; see --temperature.")
+            chat.note(
+                "At temperature 0 the reply would be the same again; "
+                "/save the session, and continue it with --temperature 0.7."
+            )
             return
     elif session.generation.seed is not None:
         # A seed that no earlier reply to this message had: each of them counted as a turn.
