@@ -1,4 +1,4 @@
-"""Paths as callers give them."""
+"""Paths as callers give them, and what to do if one can't be written."""
 
 from __future__ import annotations
 
@@ -21,3 +21,17 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
             f"A path must be a string or a pathlib.Path, not {path!r}.",
             remedy="Pass the file's path.",
         ) from None
+
+
+def writing_remedy(error: Exception) -> str:
+    """What to do about an error that kept a file from being written.
+
+    Examples:
+        >>> writing_remedy(IsADirectoryError())
+        'Name a file in that folder.'
+    """
+    if isinstance(error, IsADirectoryError):
+        return "Name a file in that folder."
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "Make its folder first, or write to another."
+    return "Check that its folder can be written, and has room."

@@ -16,6 +16,7 @@ from ..engine import StoredState, StoredTensor
 from ..errors import SessionFileError, cause
 from ..files.atomic import replacing, write_all
 from ..files.json_text import read_object
+from ..files.path import writing_remedy
 from ..files.safetensors import LENGTH_BYTES, LONGEST_HEADER
 from .texts import conversation_to_json
 
@@ -186,7 +187,5 @@ def unusable(path: Path, what: str, error: Exception) -> SessionFileError:
     """Return the error for a file that could not be ``"read"`` or ``"written"``."""
     return SessionFileError(
         f"The session file {path} could not be {what}: {cause(error)}.",
-        remedy="Check its path and permissions."
-        if what == "read"
-        else "Check that its folder exists, can be written, and that the disk isn't full.",
+        remedy="Check its path and permissions." if what == "read" else writing_remedy(error),
     )

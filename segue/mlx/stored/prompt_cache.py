@@ -43,6 +43,7 @@ from mlx_lm.models.cache import (
 from ...config import LARGEST_INT
 from ...errors import PromptCacheError, PromptCacheFormatError, PromptCacheMismatchError, cause
 from ...files.atomic import replacing
+from ...files.path import writing_remedy
 from ...files.safetensors import (
     DamagedFileError,
     Header,
@@ -124,7 +125,7 @@ def write_cache_file(path: Path, layers: list[Any], metadata: Mapping[str, str])
     except (OSError, ValueError, RuntimeError) as error:
         raise PromptCacheError(
             f"The prompt cache could not be written to {path}: {cause(error)}.",
-            remedy="Check that its folder exists, can be written, and has room.",
+            remedy=writing_remedy(error),
         ) from error
 
 
