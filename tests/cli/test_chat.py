@@ -221,7 +221,7 @@ def test_a_reply_that_was_cut_says_so():
         "hi",
     )
     chat.run()
-    assert "cut at 3 tokens · 21 tokens read" in chat.console.file.getvalue()
+    assert "cut · 21 tokens read" in chat.console.file.getvalue()
 
 
 def test_one_token_is_one_token():

@@ -12,7 +12,7 @@ import pytest
 pytestmark = [pytest.mark.smollm2, pytest.mark.proof]
 
 LINE = re.compile(
-    r"([\d,]+) tokens read · ([\d,]+) reused · first token [\d.]+ s · [\d.]+ tokens/s"
+    r"([\d,]+) tokens? read · ([\d,]+) reused · first token [\d.]+ s · [\d.]+ tokens/s"
 )
 # How prompt_toolkit takes over the terminal, and gives it back.
 READY, TAKEN = re.escape("\x1b[?2004h"), re.escape("\x1b[?2004l")

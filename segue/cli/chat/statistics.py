@@ -33,7 +33,7 @@ def turn_line(
     if stopped:
         figures.insert(0, "stopped")
     elif last is not None and last.finish_reason is FinishReason.LENGTH:
-        figures.insert(0, f"cut at {count(last.generation_tokens, 'token')}")
+        figures.insert(0, "cut")
     return " · ".join(figures)
 
 
