@@ -23,7 +23,7 @@ def test_code_shown_runs(page, capsys, tmp_path, monkeypatch):
         exec(compile(block, page.name, "exec"), namespace)
     if page.name == "README.md":
         assert capsys.readouterr().out == (
-            "The capital of France is Paris.\nThe capital of Italy is Rome."
+            "The capital of France is Paris.\nThe capital of Italy is Rome.\n"
         )
 
 
