@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal, NoReturn, Self, Unpack
 
 from .checks import check_engine
@@ -156,7 +156,8 @@ class ChatSession:
     @property
     def template_kwargs(self) -> Mapping[str, Any]:
         """Arguments for the chat template. Settable; takes effect in the next turn."""
-        return self._core.conversation.template_kwargs
+        # Forks share the mapping, so nobody may write to it.
+        return MappingProxyType(self._core.conversation.template_kwargs)
 
     @template_kwargs.setter
     def template_kwargs(self, template_kwargs: Mapping[str, Any]) -> None:
@@ -698,7 +699,10 @@ class ChatSession:
             ((), 0)
         """
         self._close_live()
-        self._core.clear()
+        hold = InterruptHold()
+        with hold:
+            self._core.clear()
+            hold.deliver()
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import CacheConfig
+from ..config import CacheConfig, check_cache
 from ..engine import Engine, StoredState, StoresPrompts
 from ..errors import ConfigurationError, PromptCacheError, SessionWarning
 from ..files.lock import FileLock
@@ -92,6 +92,7 @@ def opening_arguments(file: SessionFile, overrides: Mapping[str, Any]) -> dict[s
         "on_overflow": file.settings.on_overflow,
         **overrides,
     }
+    check_cache(arguments["cache"])
     instructions = arguments.pop("instructions", file.conversation.instructions)
     template_kwargs = arguments.pop("template_kwargs", file.conversation.template_kwargs)
     conversation = replace(

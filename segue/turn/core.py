@@ -233,7 +233,8 @@ class SessionCore:
             How many tokens of the prompt are cached.
         """
         cached = self.cache.turn_to(plan.prompt.ledger, feeds=feeds)
-        self.conversation = plan.conversation
+        # While it was planned, `on_overflow` may have set instructions or template arguments.
+        self.conversation = self.conversation.with_messages(plan.conversation.messages)
         if not feeds:
             self.cache.commit()
         return cached
