@@ -25,7 +25,7 @@ from .errors import ConfigurationError, PromptCacheError, SessionWarning
 from .files.lock import FileLock
 from .files.path import checked_path
 from .interrupt import InterruptHold
-from .messages import AnyRole, Message, Role, as_messages
+from .messages import AnyRole, Message, Role, as_messages, check_messages
 from .prompt_cache import PromptCache
 from .store.opening import SavedState, lock_to_read, opening_arguments, warn_of_losses
 from .store.prompt_cache import describe
@@ -125,17 +125,11 @@ class ChatSession:
             )
         )
 
-    def _take(self, core: SessionCore, lock: FileLock | None = None) -> None:
+    def _take(self, core: SessionCore) -> None:
         self._core = core
         # The lock of the file that this session was saved to or opened from.
-        self._lock = lock
+        self._lock: FileLock | None = None
         self._live: weakref.ref[Reply] | None = None
-
-    @classmethod
-    def _over(cls, core: SessionCore, lock: FileLock | None = None) -> Self:
-        session = cls.__new__(cls)
-        session._take(core, lock)
-        return session
 
     def __repr__(self) -> str:
         history = self._core.conversation.messages
@@ -292,9 +286,12 @@ class ChatSession:
         messages = as_messages(prompt, role)
         config = self._settings(prompt_progress_callback, overrides)
         self._close_live()
-        with self._core.busy():
+        self._core.busy = True
+        try:
             plan = self._core.plan_turn(messages, config)
             return self._begin(plan, prompt_progress_callback)
+        finally:
+            self._core.busy = False
 
     def retry(
         self,
@@ -358,9 +355,12 @@ class ChatSession:
         """
         config = self._settings(prompt_progress_callback, overrides)
         self._close_live()
-        with self._core.busy():
+        self._core.busy = True
+        try:
             plan = self._core.plan_retry(config)
             return self._begin(plan, prompt_progress_callback)
+        finally:
+            self._core.busy = False
 
     def preview(
         self,
@@ -392,13 +392,16 @@ class ChatSession:
         """
         messages = as_messages(prompt, role)
         config = self._settings(None, overrides)
+        before = None if history is None else check_messages(history)
         self._core.check_idle()
-        with self._core.busy():
-            before = None if history is None else tuple(history)
+        self._core.busy = True
+        try:
             plan = self._core.plan_turn(messages, config, history=before)
             # An engine checks its settings when it is asked, and feeds nothing before a step.
             self._core.run(plan, None).close()
             return TurnPreview(plan.length, self._core.shared_tokens(plan), plan.dropped)
+        finally:
+            self._core.busy = False
 
     def undo(self, turns: int = 1) -> tuple[Message, ...]:
         """Take back the last turns, tool exchanges with the turn they are part of.
@@ -516,11 +519,14 @@ class ChatSession:
         size = {} if prefill_step_size is None else {"prefill_step_size": prefill_step_size}
         config = self._settings(prompt_progress_callback, size)
         self._close_live()
-        with self._core.busy():
+        self._core.busy = True
+        try:
             plan = self._core.plan_ahead(config)
             if plan is None:
                 return 0
             reading = self._begin(plan, prompt_progress_callback)
+        finally:
+            self._core.busy = False
         with reading:
             for _ in reading:
                 pass
@@ -663,10 +669,20 @@ class ChatSession:
             file = SessionFile.read(path, load=True)
             arguments = opening_arguments(file, overrides)
             saved = SavedState(file, engine)
-            core = SessionCore(engine, prompt_cache=saved.prefix, **arguments)
+            conversation = arguments.pop("conversation")
+            session = cls(
+                engine,
+                instructions=conversation.instructions,
+                history=conversation.messages,
+                template_kwargs=conversation.template_kwargs,
+                prompt_cache=saved.prefix,
+                **arguments,
+            )
+            core = session._core
             unused = core.restore(saved.usable_with(core.cache.config), file.ledger, file.usage)
             warn_of_losses(file, {**saved.losses, **unused}, overrides)
-        return cls._over(core, lock)
+        session._lock = lock
+        return session
 
     def close(self) -> None:
         """Let other processes have the file that this session was saved to or opened from.
@@ -749,12 +765,15 @@ class ChatSession:
     def _cut(self, index: int, *instead: Message) -> tuple[Message, ...]:
         """Drop the messages from an index on, and what the cache holds of them."""
         history = self.history
-        with self._core.busy():
+        self._core.busy = True
+        try:
             plan = self._core.plan_cut((*history[:index], *instead))
             hold = InterruptHold()
             with hold:
                 self._core.open(plan, feeds=False)
                 hold.deliver()
+        finally:
+            self._core.busy = False
         return history[index:]
 
     def _close_live(self) -> None:

@@ -18,8 +18,7 @@ What does not work: opening a plan after the conversation changed. Plan and open
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Generator, Mapping, Sequence
 from typing import Literal, Self
 
 from ..config import CacheConfig, GenerationConfig, check_generation
@@ -82,7 +81,10 @@ class SessionCore:
         self.generation = self.checked(generation)
         """The settings of replies, unless they are overridden."""
         self._planner = Planner(PromptBuilder(engine.tokenizer), self.limit)
-        self._busy = False
+        self.busy = False
+        """True while a prompt is made, so that what is called then (templates, `on_overflow`) finds
+        the session busy. Set with a plain ``try`` and ``finally``: an interrupt inside a context
+        manager's own code could leave it set."""
         self._turns: list[TurnUsage] = []
         self._prewarmed = 0
 
@@ -119,20 +121,11 @@ class SessionCore:
         Raises:
             SessionBusyError: if it is.
         """
-        if self._busy:
+        if self.busy:
             raise SessionBusyError(
                 "This session is making a prompt at this moment.",
                 remedy="Don't use it inside its own callbacks, nor from two threads.",
             )
-
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        """Have whatever is called in the block (templates, `on_overflow`) find the session busy."""
-        self._busy = True
-        try:
-            yield
-        finally:
-            self._busy = False
 
     def plan_turn(
         self,

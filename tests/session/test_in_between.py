@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from segue import ChatSession, ConfigurationError
+from segue import ChatSession, ConfigurationError, SegueError
 from segue.testing import FakeEngine
 from segue.testing.fake import FakeContext
 
@@ -61,3 +61,24 @@ def test_template_arguments_can_not_be_changed_in_place():
     with pytest.raises(TypeError):
         session.template_kwargs["a"] = 2
     assert session.fork().template_kwargs == {"a": 1}
+
+
+def test_a_subclass_is_opened_as_it_is_made(path):
+    class Tagged(ChatSession):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.tags = []
+
+    with Tagged(FakeEngine(["Hello!"])) as session:
+        session.respond("Hi")
+        session.save(path)
+    with Tagged.open(path, FakeEngine(["Fine."])) as again:
+        assert again.tags == []
+        assert again.respond("And?") == "Fine."
+        assert again.usage.turns[-1].cached_tokens > 0
+
+
+@pytest.mark.parametrize("junk", [5, ["hi"], "hi"])
+def test_a_preview_refuses_junk_for_a_history(junk):
+    with pytest.raises(SegueError):
+        ChatSession(FakeEngine()).preview("x", history=junk)
