@@ -75,8 +75,11 @@ class Conversation:
 
         `dataclasses.replace` does the same, but copies the template's arguments.
         """
-        twin = copy.copy(self)
+        # By hand: a reply that is dropped as Python exits is recorded, when `copy` is gone.
+        twin = object.__new__(type(self))
+        object.__setattr__(twin, "instructions", self.instructions)
         object.__setattr__(twin, "messages", check_messages(messages))
+        object.__setattr__(twin, "template_kwargs", self.template_kwargs)
         return twin
 
     def extended(self, *messages: Message) -> Self:

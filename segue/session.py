@@ -397,8 +397,10 @@ class ChatSession:
         self._core.busy = True
         try:
             plan = self._core.plan_turn(messages, config, history=before)
-            # An engine checks its settings when it is asked, and feeds nothing before a step.
-            self._core.run(plan, None).close()
+            # An engine checks its settings when it is asked, and feeds nothing before a step. With
+            # a seed, it need not draw one, which would change the replies to come.
+            seeded = replace(plan, config=replace(plan.config, seed=0))
+            self._core.run(seeded, None).close()
             return TurnPreview(plan.length, self._core.shared_tokens(plan), plan.dropped)
         finally:
             self._core.busy = False
@@ -556,17 +558,17 @@ class ChatSession:
             UnsupportedFeatureError: if the engine has no prompt caches.
         """
         path = checked_path(path)
-        self._close_live()
         cache = self._core.cache
         context = cache.require(
             Stores, feature="prompt caches", remedy="Save the session instead: save(path)."
         )
+        self._close_live()
         if not self.has_cache:
             raise PromptCacheError(
                 "This session has no cache yet, so there is nothing to save.",
                 remedy="Take a turn first, or call prewarm().",
             )
-        ledger = None if cache.opaque else cache.ledger
+        ledger = None if cache.opaque else cache.view.ledger
         context.save(path, describe(self._core.engine.fingerprint, ledger, self.conversation))
 
     def save(self, path: str | os.PathLike[str], *, kv: bool = True) -> None:
@@ -618,7 +620,7 @@ class ChatSession:
                 self.generation, self.cache, cache.draft, self._core.limit.on_overflow
             ),
             self.usage,
-            cache.ledger if "cache" in stored else None,
+            cache.view.ledger if "cache" in stored else None,
             stored,
         )
         self._release()

@@ -70,6 +70,8 @@ class CachedContext:
         """The draft: an engine, or ``"prompt-lookup"``; ``None`` without one."""
         self.opaque = prompt_cache is not None and prompt_cache.ledger is None
         """True if the cache begins with a prefix whose ids are unknown."""
+        # What a fork on an engine without forks begins with: it could not read it again.
+        self._opaque_start = prompt_cache if self.opaque else None
         self.ledger = TokenLedger()
         """The ids that were fed after the prefix; `view` has those that are still there."""
         # What became of drafts in the process that this session was saved in.
@@ -157,8 +159,10 @@ class CachedContext:
             How many tokens the context holds, its prefix included.
         """
         keep = self.shared(ledger) if feeds else len(ledger.ids)
+        offset = self._context.rewind(self.prefix + keep)
+        # Only now: if the rewind failed, the context holds what it held, or less of it.
         self.ledger = ledger
-        return self._context.rewind(self.prefix + keep)
+        return offset
 
     def commit(self, reply: Sequence[int] = ()) -> None:
         """Write down what really happened since `turn_to`.
@@ -182,13 +186,13 @@ class CachedContext:
 
         Where the engine can't copy contexts, the other one holds nothing, and reads again.
         """
+        if not isinstance(self._context, Forks):
+            return type(self)(
+                self._engine, self.config, draft=self.draft, prompt_cache=self._opaque_start
+            )
         twin = copy.copy(self)
         twin._earlier = Acceptance()
-        if isinstance(self._context, Forks):
-            twin._hold(self._context.fork())
-        else:
-            twin._hold(self._engine.context(self.config))
-            twin.ledger = TokenLedger()
+        twin._hold(self._context.fork())
         return twin
 
     def require(self, capability: type[Capability], *, feature: str, remedy: str) -> Capability:

@@ -75,6 +75,7 @@ class Reply:
         self._hold = InterruptHold()
         self._running = False
         self._ended = False
+        self._started = False
         self._prefill_started = 0.0
         self._decode_started = 0.0
         self._last_token = 0.0
@@ -212,6 +213,7 @@ class Reply:
             raise StopIteration
         if not self._reader.tokens:
             self._prefill_started = perf_counter()
+        self._started = True
         step = next(self._steps, None)
         if step is None:
             self._reader.run_out()
@@ -270,7 +272,7 @@ class Reply:
             self._steps.close()
         finally:
             self._ended = True
-            if self._reader.tokens:
+            if self._started:  # before, `reused` is the turn before's
                 self._note_reused()  # a server may report it last
             try:
                 self._reader.close()

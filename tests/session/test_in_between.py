@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 
 import pytest
 
-from segue import ChatSession, ConfigurationError, SegueError
-from segue.testing import FakeEngine
+from segue import (
+    ChatSession,
+    ConfigurationError,
+    SegueError,
+    UnsupportedFeatureError,
+    load_prompt_cache,
+)
+from segue.testing import BareEngine, FakeEngine
 from segue.testing.fake import FakeContext
 
 
@@ -82,3 +89,100 @@ def test_a_subclass_is_opened_as_it_is_made(path):
 def test_a_preview_refuses_junk_for_a_history(junk):
     with pytest.raises(SegueError):
         ChatSession(FakeEngine()).preview("x", history=junk)
+
+
+def computed(engine, since):
+    return sum(map(len, engine.model.fed[since:]))
+
+
+def test_what_an_engine_reused_counts_even_if_no_token_came():
+    engine = BareEngine(["Hello!"] * 3)
+    sessions = [ChatSession(engine, instructions="Be brief.") for _ in range(3)]
+    sessions[0].prewarm()
+    since = len(engine.model.fed)
+    assert sessions[1].prewarm() == sessions[1].usage.prewarmed_tokens == computed(engine, since)
+    since = len(engine.model.fed)
+    reply = sessions[2].stream("Hi", max_tokens=0)
+    assert list(reply) == []
+    assert reply.usage.fed_tokens == computed(engine, since) < reply.usage.prompt_tokens
+
+
+def test_a_reply_that_never_began_reports_no_earlier_reuse():
+    engine = BareEngine(["Hello!"] * 3)
+    session = ChatSession(engine)
+    session.respond("Hi")
+    reply = session.stream("And?")
+    cached = reply.cached_tokens
+    reply.close()
+    assert reply.usage.cached_tokens == cached > 0
+
+
+def test_what_an_engine_can_not_save_leaves_the_live_reply_alone(path):
+    session = ChatSession(BareEngine(["one two three"]))
+    reply = session.stream("Hi")
+    next(reply)
+    with pytest.raises(UnsupportedFeatureError):
+        session.save_cache(path)
+    assert not reply.ended
+    assert len(list(reply)) > 1
+
+
+def test_a_rewind_that_fails_leaves_the_ledger_with_what_is_held(monkeypatch):
+    session = ChatSession(FakeEngine(["Hello!", "x"]))
+    session.respond("Hi")
+    session.instructions = "Another beginning."
+
+    def rewind(self, offset):
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeContext, "rewind", rewind)
+        with pytest.raises(MemoryError):
+            session.respond("And?")
+    assert session.respond("And?") == "x"
+
+
+class WithoutForks:
+    """All that a fake's context has, but forks."""
+
+    def __init__(self, inner):
+        self._inner = inner
+        for name in [
+            "run",
+            "rewind",
+            "close",
+            "draft_with",
+            "start_from",
+            "save",
+            "stored",
+            "restore",
+        ]:
+            setattr(self, name, getattr(inner, name))
+
+    offset = property(lambda self: self._inner.offset)
+    reused = property(lambda self: self._inner.reused)
+    prefix = property(lambda self: self._inner.prefix)
+    acceptance = property(lambda self: self._inner.acceptance)
+
+
+class EngineWithoutForks(FakeEngine):
+    """A fake whose contexts can't be copied."""
+
+    def context(self, cache):
+        return WithoutForks(super().context(cache))
+
+
+def test_a_fork_that_can_not_be_copied_begins_with_the_opaque_prefix(tmp_path):
+    engine = EngineWithoutForks(["a", "b", "c"])
+    opaque = tmp_path / "opaque"
+    ids = list(engine.tokenizer.encode("secret prefix"))
+    opaque.write_text(json.dumps({"ids": ids, "metadata": {}}))
+    prompt_cache = load_prompt_cache(opaque, engine)
+    session = ChatSession(engine, prompt_cache=prompt_cache, draft="prompt-lookup")
+    session.respond("Hi")
+    fork = session.fork()
+    assert fork.cached_tokens == len(ids)
+    assert fork.history == session.history
+    assert fork.preview("x").cached_tokens == len(ids)
+    fork.respond("x")
+    assert fork.usage.turns[-1].cached_tokens == len(ids)
