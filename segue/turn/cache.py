@@ -94,7 +94,8 @@ class CachedContext:
         # Asked for with every token.
         self._memory = context if isinstance(context, ReportsMemory) else None
         # Engines may hold more of a context than memory: a sequence, a connection.
-        weakref.finalize(self, context.close).atexit = False
+        self._closing = weakref.finalize(self, context.close)
+        self._closing.atexit = False
 
     @property
     def offset(self) -> int:
@@ -170,6 +171,9 @@ class CachedContext:
         Args:
             reply: The ids that were generated after the prompt.
         """
+        if not self._closing.alive:
+            # A session and its live reply were collected together, the context first.
+            return
         ledger = append_reply(self._engine.tokenizer, self.ledger, reply)
         # After a failure the context may hold less than was generated, or nothing; an interrupt
         # may have struck before the last token was reported, and then the context gives it back.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -186,3 +187,24 @@ def test_a_fork_that_can_not_be_copied_begins_with_the_opaque_prefix(tmp_path):
     assert fork.preview("x").cached_tokens == len(ids)
     fork.respond("x")
     assert fork.usage.turns[-1].cached_tokens == len(ids)
+
+
+def test_nothing_runs_on_a_context_that_was_closed(monkeypatch):
+    calls = []
+    monkeypatch.setattr(FakeContext, "close", lambda self: calls.append("close"))
+    rewind = FakeContext.rewind
+
+    def noted(self, offset):
+        calls.append("rewind")
+        return rewind(self, offset)
+
+    monkeypatch.setattr(FakeContext, "rewind", noted)
+    session = ChatSession(FakeEngine(["one two three"]))
+    reply = session.stream("Hi")
+    next(reply)
+    circle = [session, reply]
+    circle.append(circle)
+    calls.clear()
+    del session, reply, circle
+    gc.collect()
+    assert calls[-1] == "close"
