@@ -75,16 +75,5 @@ def read_object(text: str) -> dict[str, Any]:
     return entry
 
 
-def printable(text: str, limit: int = 200) -> str:
-    """Return text out of a file for a message: short, and without control characters.
-
-    Examples:
-        >>> printable("bell" + chr(7) + chr(7), 5)
-        'bell…'
-    """
-    short = text if len(text) <= limit else text[: limit - 1] + "…"
-    return "".join(letter if letter.isprintable() else "\ufffd" for letter in short)
-
-
 def _brackets(text: bytes) -> int:
     return text.count(b"[") + text.count(b"{")

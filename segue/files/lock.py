@@ -43,8 +43,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import SessionLockedError
+from ..printable import printable_line
 from .atomic import tag, write_all
-from .json_text import printable, read_object
+from .json_text import read_object
 
 # Notes are shorter; of what another program wrote into the file, no more than this is read.
 LONGEST_NOTE = 1000
@@ -189,7 +190,10 @@ def _holder(descriptor: int) -> str:
     try:
         note = read_object(os.pread(descriptor, LONGEST_NOTE, 0).decode(errors="replace"))
         return "process {pid} ({program}) on {host}, since {since}".format_map(
-            {name: printable(str(note[name]), 100) for name in ("pid", "program", "host", "since")}
+            {
+                name: printable_line(str(note[name]), 100)
+                for name in ("pid", "program", "host", "since")
+            }
         )
     except (OSError, ValueError, LookupError):
         return "another process"

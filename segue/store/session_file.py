@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 from ..conversation import Conversation
 from ..engine import StoredState, StoredTensor
 from ..errors import SessionFileError, SessionFileFormatError, SessionNotFoundError
-from ..files.json_text import printable, read_object
+from ..files.json_text import read_object
 from ..files.path import checked_path
 from ..files.safetensors import (
     DamagedFileError,
@@ -35,6 +35,7 @@ from ..files.safetensors import (
 )
 from ..ledger import TokenLedger
 from ..messages import Message, Role
+from ..printable import printable_line
 from ..usage import Usage
 from .session_layout import (
     CHECKSUM,
@@ -279,7 +280,7 @@ class _Reader:
                 raise ValueError("its checksum does not match its content")
             return reader(text)
         except ValueError as error:
-            self._damage[name] = printable(str(error))
+            self._damage[name] = printable_line(str(error), 200)
             return None
 
     def _section(self, name: str, *, load: bool) -> StoredState | None:

@@ -79,7 +79,7 @@ def test_the_error_names_the_holder_and_nothing_else(path):
         name.write_text(note)
         assert in_fork(lambda: held_by(path, "another process")) == 0
     name.write_text('{"pid": "\\u001b[2J", "program": "a\\nb", "host": 3, "since": ""}')
-    assert in_fork(lambda: held_by(path, "process �[2J (a�b) on 3")) == 0
+    assert in_fork(lambda: held_by(path, "process ␛[2J (a␊b) on 3")) == 0
     lock.release()
 
 

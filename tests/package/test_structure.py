@@ -22,6 +22,7 @@ PACKAGE = Path(segue.__file__).parent
 VALUE_ORDER = [
     "errors",
     "checks",
+    "printable",
     "checkpoints",
     "names",
     "config",
