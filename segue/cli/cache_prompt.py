@@ -15,6 +15,7 @@ from ..config import CacheConfig, GenerationConfig
 from ..engine import Engine
 from ..messages import Message
 from ..session import ChatSession
+from .output.streams import write_remark
 from .words import count
 
 
@@ -49,7 +50,7 @@ def run(
     seconds = perf_counter() - started
     session.save_cache(output)
     size = output.stat().st_size / 2**20
-    click.echo(
+    write_remark(
         f"{count(fed, 'token')} read in {seconds:.1f} s ({fed / seconds:.1f} tokens/s); "
         f"{output} has {size:.1f} MiB"
     )

@@ -14,8 +14,10 @@ import click
 from .. import __version__
 from ..config import CacheConfig, GenerationConfig
 from ..errors import SegueError
+from ..printable import printable
 from .groups import GroupedCommand, GroupedOption
 from .options import CACHE_FORM, DRAFTS, given_settings, is_default, settings_options
+from .output.streams import write_remark
 from .sessions.commands import complete_name, sessions
 
 # MLX and transformers take seconds to import. So the modules that need them are imported inside the
@@ -154,7 +156,7 @@ def doctor() -> None:
     """Show what models run on here, and what would be faster."""
     from .doctor import report
 
-    click.echo(report())
+    write_remark(report())
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -167,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         code = cli.main(args=arguments, prog_name="segue", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
+        write_remark(error.format_message())
         sys.exit(FAILURE)
     except click.ClickException as error:
         _complain(error.format_message())
@@ -183,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _complain(message: str) -> None:
-    click.echo("segue: " + " ".join(message.split()), err=True)
+    write_remark("segue: " + " ".join(printable(message).split()), error=True)
     sys.exit(FAILURE)
 
 
@@ -196,7 +198,7 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Print a warning as one line, without the line of code that means nothing to a user."""
-    click.echo(f"segue: {message}", err=True)
+    write_remark(f"segue: {message}", error=True)
 
 
 if __name__ == "__main__":

@@ -113,12 +113,10 @@ class Marking(ToyTokenizer):
     reasoning_tags = ("<think>", "</think>")
 
 
-def test_reasoning_is_shown_as_a_quotation_and_left_out_of_pipes(capsys, monkeypatch):
+def test_reasoning_is_shown_before_the_answer_and_left_out_of_pipes(capsys, monkeypatch):
     said = "<think>\nthe world\n</think>\n\nyes"
     shown, session = converse("hi", script=[said], tokenizer=Marking())
-    lines = [line.strip() for line in shown.splitlines() if line.strip()]
-    assert "the world" in lines[0]
-    assert lines[1] == "yes"
+    assert shown.startswith("reasoning:\nthe world\nanswer:\nyes\n")
     assert session.history[-1].reasoning == "the world"
     monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
     engine = FakeEngine([said], tokenizer=Marking())

@@ -94,7 +94,8 @@ def test_a_file_can_not_command_the_terminal(capsys):
     lines = shown(capsys, "sessions").splitlines()
     assert len(lines) == 4
     assert not any("\x1b" in line for line in lines)
-    assert "�[31mred" in "".join(lines)
+    assert "␛[31mred" in lines[2]
+    assert "a␛␊" in lines[1]
 
 
 def test_the_list_fits_the_terminal(capsys, monkeypatch):

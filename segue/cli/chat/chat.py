@@ -30,9 +30,11 @@ from time import perf_counter
 from rich.console import Console
 
 from ...errors import SegueError
+from ...interrupt import InterruptHold
 from ...response import GenerationResponse, TextKind
 from ...session import ChatSession
 from ...turn.reply import Reply
+from ..output.screen import show_remark
 from .branches import Branches
 from .commands.command import BeginReply, Command
 from .idle import reading_ahead
@@ -88,7 +90,7 @@ class TerminalChat:
 
     def note(self, text: str) -> None:
         """Print a quiet line."""
-        self.console.print(text, style="dim", markup=False)
+        show_remark(self.console, text, "dim")
 
     def run(self) -> None:
         """Converse until Ctrl-D or /quit."""
@@ -165,9 +167,9 @@ class TerminalChat:
         name, argument = SLASHED.fullmatch(text).groups()  # type: ignore[union-attr]
         command = self.commands.get(name)
         if command is None:
-            self.console.print(f"There is no command /{name}; /help lists them.", markup=False)
+            show_remark(self.console, f"There is no command /{name}; /help lists them.")
         elif argument.strip() and not command.takes_text:
-            self.console.print(f"/{name} takes nothing after it: {command.usage}", markup=False)
+            show_remark(self.console, f"/{name} takes nothing after it: {command.usage}")
         else:
             command.run(self, argument.strip())
 
@@ -188,7 +190,7 @@ class TerminalChat:
             pass
 
     def _complain(self, text: str) -> None:
-        self.console.print(text, style="red", markup=False)
+        show_remark(self.console, text, "red")
 
     def _state(self) -> object:
         """Everything that a reply depends on, except settings."""
@@ -196,22 +198,25 @@ class TerminalChat:
 
 
 class _ReplyView:
-    """Shows the two kinds of a reply's text: the reasoning as a quotation before the answer."""
+    """Shows a reply's text: reasoning and answer under headings of their own, if it has both."""
 
     def __init__(self, shown: MarkdownStream) -> None:
         self._shown = shown
         self._written = dict.fromkeys(TextKind, 0)
+        self._kind = TextKind.ANSWER
+        self._hold = InterruptHold()
 
     def write(self, kind: TextKind, text: str) -> None:
         if not text:
             return
-        if kind is TextKind.REASONING:
-            begun = "" if self._written[kind] else "> "
-            self._shown.write(begun + text.replace("\n", "\n> "))
-        else:
-            after_reasoning = self._written[TextKind.REASONING] and not self._written[kind]
-            self._shown.write("\n\n" + text if after_reasoning else text)
-        self._written[kind] += len(text)
+        # A Ctrl-C between showing and counting would have the text shown twice.
+        with self._hold:
+            if kind is not self._kind:
+                self._shown.begin(f"{kind}:", quiet=kind is TextKind.REASONING)
+                self._kind = kind
+            self._shown.write(text)
+            self._written[kind] += len(text)
+        self._hold.deliver()
 
     def finish(self, reply: Reply) -> None:
         """Show the text that was withheld until the reply was closed."""

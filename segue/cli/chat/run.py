@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import sys
 
-import click
 from rich.console import Console
 from rich.text import Text
 
 from ...config import CacheConfig, GenerationConfig
 from ...errors import SegueError
+from ...printable import printable
 from ...response import TextKind
 from ...session import ChatSession
+from ..output.screen import show_remark
+from ..output.streams import write, write_remark
 from .branches import Branches
 from .chat import TerminalChat
 from .commands import COMMANDS
@@ -67,17 +69,15 @@ def _converse(
         # A repository: its download shows progress, which a spinner would garble.
         engine = load(model)
     else:
-        with quiet_input(), console.status(Text(f"loading {model} …")):
+        with quiet_input(), console.status(Text(printable(f"loading {model} …"))):
             engine = load(model)
     branches = start.branches(engine, generation, cache, claim)
-    console.print(GREETING.format(name=engine.name), style="dim", markup=False)
+    show_remark(console, GREETING.format(name=engine.name), "dim")
     if start.prompt_cache is not None and branches.session.has_cache:
         tokens = branches.session.cached_tokens
-        console.print(
-            f"Starting from {tokens:,} tokens in {start.prompt_cache}.", style="dim", markup=False
-        )
+        show_remark(console, f"Starting from {tokens:,} tokens in {start.prompt_cache}.", "dim")
     if claim is not None:
-        console.print(branches.current.summary, style="dim", markup=False)
+        show_remark(console, branches.current.summary, "dim")
     TerminalChat(branches, console, Prompter(list(COMMANDS)), COMMANDS).run()
 
 
@@ -111,14 +111,12 @@ def _answer_line(session: ChatSession, prompt: str) -> None:
     with session.stream(prompt) as reply:
         for response in reply:
             if response.kind is TextKind.ANSWER:
-                sys.stdout.write(response.text)
-                sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+                write(response.text)
+    write("\n")
 
 
 def _save_or_warn(branches: Branches) -> None:
     try:
         branches.save_changes()
     except SegueError as error:
-        click.echo(f"segue: {error}", err=True)
+        write_remark(f"segue: {error}", error=True)

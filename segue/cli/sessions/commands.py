@@ -12,6 +12,7 @@ from ...errors import SessionFileError, cause
 from ...files.atomic import replacing
 from ...files.lock import FileLock
 from ...store.session_file import SessionFile
+from ..output.streams import ask, write, write_remark
 from .folder import ENDING, existing_path, lock_session, saved_sessions, session_names
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def show(name: str) -> None:
     if console.is_terminal:
         print_history(console, messages)
     elif messages:
-        click.echo(to_text(messages))
+        write(to_text(messages) + "\n")
 
 
 @sessions.command()
@@ -95,7 +96,7 @@ def export(name: str, form: str, output: Path | None) -> None:
     conversation = _read(name).conversation
     text = to_json(conversation) if form == "json" else to_markdown(conversation)
     if output is None:
-        click.echo(text, nl=False)
+        write(text)
         return
     try:
         with replacing(output) as temporary:
@@ -120,7 +121,7 @@ def delete(names: tuple[str, ...], yes: bool) -> None:
                 SessionFile.read(path, check=False)
             locks.callback(FileLock.release, lock_session(path))
         listed = ", ".join(paths.values())
-        if not (yes or click.confirm(f"Delete {listed}?")):
+        if not (yes or ask(f"Delete {listed}?")):
             return
         for path in paths:
             try:
@@ -130,7 +131,7 @@ def delete(names: tuple[str, ...], yes: bool) -> None:
                     f"{path} could not be deleted: {error.strerror}.",
                     remedy="Check that you may write to its folder.",
                 ) from error
-    click.echo(f"Deleted {listed}.")
+    write_remark(f"Deleted {listed}.")
 
 
 def _read(name: str) -> SessionFile:
@@ -144,4 +145,4 @@ def _list() -> None:
     if listed:
         print_sessions(listed)
     else:
-        click.echo(NONE_SAVED, err=True)
+        write_remark(NONE_SAVED, error=True)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import click
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 
+from ...printable import printable_line
+from ..output.streams import write_remark
 from ..words import age, size_text
 from .folder import SavedSession
-from .show import printable
 
 HEADINGS = ("NAME", "TITLE", "TURNS", "TOKENS", "SIZE", "MODEL", "AGE")
 NUMBERS = ("TURNS", "TOKENS", "SIZE")
@@ -33,10 +33,10 @@ def print_sessions(sessions: Sequence[SavedSession]) -> None:
         line = _line(row, widths)
         if console.is_terminal:
             line = set_cell_size(line, min(cell_len(line), console.width))
-        click.echo(line if number else click.style(line, bold=True))
+        write_remark(line, bold=number == 0)
     for session in sessions:
         if session.problem:
-            click.echo(_clean(f"{session.name}: {session.problem}"))
+            write_remark(printable_line(f"{session.name}: {session.problem}"))
 
 
 def narrowed(widths: Sequence[int], width: int) -> list[int]:
@@ -60,12 +60,7 @@ def _row(session: SavedSession) -> tuple[str, ...]:
         session.model,
         age(session.saved),
     )
-    return tuple(map(_clean, cells))
-
-
-def _clean(text: str) -> str:
-    """A text as a single line, without control characters."""
-    return printable(text).replace("\n", " ").replace("\t", " ")
+    return tuple(map(printable_line, cells))
 
 
 def _line(row: Sequence[str], widths: Sequence[int]) -> str:

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.markdown import Markdown
-from rich.text import Text
 
 from ...conversation import Conversation
 from ...messages import Message, Role
 from ...tool_call import ToolCall
+from ..output.screen import show_markdown, show_remark, show_text
 
 
 def print_history(console: Console, history: Sequence[Message]) -> None:
-    """Print messages, the model's rendered as Markdown."""
+    """Show messages, with styles where the model wrote Markdown."""
     for message in history:
-        console.print(f"{message.role}:", style="bold")
-        # Only the model writes Markdown; a person's words appear as typed.
-        text = printable(message.text)
-        console.print(Markdown(text) if message.role is Role.ASSISTANT else Text(text))
+        show_remark(console, f"{message.role}:", "bold")
+        # Only the model writes Markdown.
+        show = show_markdown if message.role is Role.ASSISTANT else show_text
+        if message.text:
+            show(console, message.text)
         for call in message.tool_calls:
-            console.print(Text(printable(_in_json(call))))
+            show_text(console, _in_json(call))
 
 
 def to_text(messages: Sequence[Message]) -> str:
@@ -56,16 +55,6 @@ def all_messages(conversation: Conversation) -> tuple[Message, ...]:
     if conversation.instructions is None:
         return conversation.messages
     return (Message.system(conversation.instructions), *conversation.messages)
-
-
-def printable(text: str) -> str:
-    """A text without the characters that control a terminal."""
-    return "".join(
-        character
-        if character in "\n\t" or unicodedata.category(character) not in ("Cc", "Cs")
-        else "\N{REPLACEMENT CHARACTER}"
-        for character in text
-    )
 
 
 def _section(message: Message) -> str:

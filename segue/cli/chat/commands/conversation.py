@@ -10,6 +10,7 @@ from ....conversation import turns_taken
 from ....errors import HistoryError
 from ....messages import Role
 from ....session import ChatSession
+from ...output.screen import show_remark, show_text
 from ...sessions.show import print_history
 from ...words import count
 from .command import Chat, Commands
@@ -32,7 +33,7 @@ def system(chat: Chat, text: str) -> None:
         chat.session.instructions = text
         chat.note("The new system message takes effect with your next message.")
     else:
-        chat.console.print(chat.session.instructions or "There is no system message.", markup=False)
+        show_text(chat.console, chat.session.instructions or "There is no system message.")
 
 
 @COMMANDS.add("/clear", "clear the conversation, but not the system message")
@@ -48,7 +49,7 @@ def undo(chat: Chat, number: str) -> None:
     try:
         turns = int(number or 1)
     except ValueError:
-        chat.console.print(f"N must be a number, not {number!r}: /undo [N]", markup=False)
+        show_remark(chat.console, f"N must be a number, not {number!r}: /undo [N]")
         return
     chat.session.undo(turns)
     left = count(len(turns_taken(chat.session.history)), "turn")
@@ -79,7 +80,7 @@ def retry(chat: Chat, _: str) -> None:
 def edit(chat: Chat, text: str) -> None:
     """Replace the person's last message, and have it answered."""
     if not text:
-        chat.console.print("Give the new text of your last message: /edit TEXT", markup=False)
+        show_remark(chat.console, "Give the new text of your last message: /edit TEXT")
         return
     session = chat.session
     indices = [i for i, message in enumerate(session.history) if message.role is Role.USER]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
+from ...output.screen import show_table
 from ..statistics import usage_table
 from .command import Chat, Commands
 
@@ -17,13 +18,13 @@ def show_help(chat: Chat, _: str) -> None:
     for command in chat.commands.values():
         table.add_row(command.usage, command.help)
     table.add_row("//...", "send a message that begins with a slash")
-    chat.console.print(table)
+    show_table(chat.console, table)
 
 
 @COMMANDS.add("/stats", "show what the conversation has cost")
 def show_statistics(chat: Chat, _: str) -> None:
     """Show what the conversation has cost."""
-    chat.console.print(usage_table(chat.session))
+    show_table(chat.console, usage_table(chat.session))
 
 
 @COMMANDS.add("/quit", "leave the chat, as Ctrl-D does")

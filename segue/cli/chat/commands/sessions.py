@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...output.screen import show_remark
 from ...sessions.folder import expanded
 from .command import Chat, Commands
 
@@ -12,7 +13,7 @@ COMMANDS = Commands()
 def fork(chat: Chat, name: str) -> None:
     """Continue in a new branch."""
     if not name:
-        chat.console.print("Name the branch: /fork NAME", markup=False)
+        show_remark(chat.console, "Name the branch: /fork NAME")
         return
     before = chat.branches.current.name
     chat.branches.fork(name)
@@ -26,7 +27,7 @@ def switch(chat: Chat, name: str) -> None:
     """Continue in another branch."""
     if not name:
         names = ", ".join(chat.branches.names)
-        chat.console.print(f"Name a branch ({names}): /switch NAME", markup=False)
+        show_remark(chat.console, f"Name a branch ({names}): /switch NAME")
         return
     before = chat.branches.current
     chat.branches.switch(name)
@@ -46,7 +47,7 @@ def open_session(chat: Chat, target: str) -> None:
     """Resume a saved session."""
     if not target:
         usage = "Name a session (segue sessions lists them): /open NAME or /open PATH"
-        chat.console.print(usage, markup=False)
+        show_remark(chat.console, usage)
         return
     chat.branches.open(target)
     chat.note(chat.branches.current.summary)
@@ -56,7 +57,7 @@ def open_session(chat: Chat, target: str) -> None:
 def save_cache(chat: Chat, target: str) -> None:
     """Save the KV cache as a prompt cache."""
     if not target:
-        chat.console.print("Name the file: /save-cache PATH", markup=False)
+        show_remark(chat.console, "Name the file: /save-cache PATH")
         return
     path = expanded(target)
     chat.session.save_cache(path)
