@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from unittest import mock
 
 import pytest
 from hypothesis import example, given
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from segue.cli.chat.markdown import MarkdownStream
+from segue.cli.output import styling
 from segue.cli.output.screen import show_markdown, show_text
 from segue.cli.output.styling import LONGEST_SPAN, LONGEST_START, MarkdownStyler
 from segue.printable import printable
@@ -159,6 +161,20 @@ def test_a_growing_text_looks_as_if_it_had_come_at_once(chunks, data):
     whole = styled([text])
     assert "".join(letter for letter, _ in whole) == text
     assert styled(cut) == styled(text) == whole
+
+
+@given(
+    st.text(st.sampled_from("**``~#>-1. \n\\ab_é漢"), max_size=60),
+    st.lists(st.integers(0, 60), max_size=8),
+    st.sampled_from([3, 5, 9]),
+    st.sampled_from([3, 6, 12]),
+)
+def test_a_growing_text_looks_the_same_where_a_wait_ends_too(text, cuts, longest_span, start):
+    limits = {"LONGEST_SPAN": longest_span, "LONGEST_START": start}
+    cuts = sorted(cut for cut in cuts if cut <= len(text))
+    cut = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    with mock.patch.multiple(styling, **limits):
+        assert styled(cut) == styled(text) == styled([text])
 
 
 @given(pieces, consoles)
