@@ -77,8 +77,10 @@ class GenerationConfig:
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     """Added to the logits of these token ids."""
     stop: str | Iterable[str] = ()
-    """Strings (or one string) that end the reply where they appear; they are not part of it. Read
-    it as a tuple."""
+    """Strings (or one string) that end the reply where they appear in its answer; they are not part
+    of it. Read it as a tuple."""
+    stop_in_reasoning: bool = False
+    """True if they end the reply where they appear in its reasoning, too, before any answer."""
     seed: int | None = None
     """Makes sampling repeatable: each turn starts from it, so the same prompt gets the same reply.
     ``None`` draws from the engine's own random state."""
@@ -117,6 +119,7 @@ class GenerationConfig:
                 _check_float(name, getattr(self, name), least=-LARGEST, most=LARGEST)
         if self.repetition_penalty is not None:
             _check_float("repetition_penalty", self.repetition_penalty, least=1e-6, most=1e6)
+        _check_bool("stop_in_reasoning", self.stop_in_reasoning)
         # The dataclass is frozen: normalized fields go in through the base class.
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
@@ -142,6 +145,7 @@ class GenerationOverrides(TypedDict, total=False):
     frequency_context_size: int
     logit_bias: Mapping[int, float]
     stop: str | Iterable[str]
+    stop_in_reasoning: bool
     seed: int | None
     logprobs: int
     prefill_step_size: int
@@ -268,6 +272,13 @@ def _check_int(name: str, value: object, *, least: int, most: int = LARGEST_INT)
         )
     if not least <= value <= most:
         raise _out_of_range(name, bound, value)
+
+
+def _check_bool(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ConfigurationError(
+            f"{name} must be True or False, not {value!r}.", remedy=f"Pass {name} as a bool."
+        )
 
 
 def _check_float(name: str, value: object, *, least: float, most: float) -> None:

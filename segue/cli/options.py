@@ -34,7 +34,8 @@ class Setting:
 # In the order of the help.
 OPTIONS = {
     "max_tokens": Setting(REPLIES, "The most tokens that a reply may have."),
-    "stop": Setting(REPLIES, "End the reply before TEXT; may be repeated."),
+    "stop": Setting(REPLIES, "End the reply where the answer comes to TEXT; may be repeated."),
+    "stop_in_reasoning": Setting(REPLIES, "Let --stop end the reply in the reasoning, too."),
     "temperature": Setting(
         SAMPLING, "0 always takes the likeliest token; higher values vary more.", "-t"
     ),
@@ -152,11 +153,16 @@ def is_default(context: click.Context, parameter: str) -> bool:
 
 def _option(field: dataclasses.Field[Any]) -> Callable[[Command], Command]:
     setting = OPTIONS[field.name]
-    names = [setting.short, option_name(field.name), field.name]
+    long = option_name(field.name)
+    if isinstance(field.default, bool):
+        long += "/" + option_name(f"no_{field.name}")
+    names = [setting.short, long, field.name]
     if field.name == "logit_bias":
         form: dict[str, Any] = {"type": str, "multiple": True, "callback": _biases}
     elif field.name == "stop":
         form = {"type": str, "multiple": True}
+    elif isinstance(field.default, bool):
+        form = {"default": field.default}
     else:
         default = CHAT_DEFAULTS.get(field.name, field.default)
         whole = "int" in str(field.type)

@@ -64,7 +64,7 @@ def test_every_setting_has_an_option(capsys):
 GROUPS = {
     "Model": ["--model"],
     "Session": ["--system", "--session", "--cache"],
-    "Replies": ["--max-tokens", "--stop"],
+    "Replies": ["--max-tokens", "--stop", "--stop-in-reasoning"],
     "Sampling": ["--temperature", "--top-p", "--min-p", "--min-tokens-to-keep", "--top-k",
                  "--xtc-probability", "--xtc-threshold", "--seed"],
     "Penalties": ["--repetition-penalty", "--repetition-context-size", "--presence-penalty",

@@ -30,6 +30,7 @@ WRONG = {
     "frequency_context_size": [0],
     "logit_bias": [{-1: 1.0}, {"a": 1.0}, {1: math.nan}, {1: 2**63}, [(1, 2.0)], 3],
     "stop": ["", [""], [3], 3],
+    "stop_in_reasoning": [0, 1, "no", None],
     "seed": [-1, 1.5, 2**64],
     "logprobs": [-1, 1.0, True],
     "prefill_step_size": [0, -1, 2.5],
