@@ -22,7 +22,7 @@ class TextKind(StrEnum):
     ANSWER = "answer"
     """The text for the person, or for the tools."""
     REASONING = "reasoning"
-    """The model's thoughts before its answer, if it writes tags around them."""
+    """The model's thoughts before its answer, if it marks them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,13 @@
 
 A reply's tokens go through three stages, each of which may withhold text until it is decided::
 
-    token -> detokenizer -> stop strings -> tags -> pieces of text
-             (half a        (may become     (may become
-              character)     a stop string)  a tag)
+    token -> detokenizer -> splitter -> stop strings -> pieces of text
+             (half a        (may become (may become
+              character)     a tag)      a stop string)
+
+The splitter depends on the form of the reply: `ReasoningSplitter` knows tags, `HarmonySplitter`
+messages in channels. Stop strings are looked for in the answer, or in the reasoning as well; in
+each part of the reply by itself, so that what is withheld for one is passed on when the part ends.
 
 `ReplyReader` holds the three together, and decides when and why a reply is over. It has no device,
 clock or signal: whoever drives a reply (`Reply`, a scheduler) pushes tokens and passes the pieces
@@ -19,8 +23,14 @@ from collections.abc import Set as AbstractSet
 
 from ..engine import Detokenizer
 from ..response import FinishReason, TextKind
+from ..tool_call import ToolCall
+from .form import ReplyForm
+from .harmony import HarmonySplitter
 from .stops import StopStrings
-from .tags import ReasoningSplitter, TextPiece
+from .tags import ReasoningSplitter, Said, TextPiece
+
+# Between two parts of a reply that are text of the same kind.
+SEPARATOR = "\n\n"
 
 
 class ReplyReader:
@@ -40,8 +50,8 @@ class ReplyReader:
         ends: The ids that end a reply; they have no text.
         max_tokens: The token after which the reply is over.
         stop: Strings that end the reply.
-        tags: The tags around reasoning; ``None`` if the model writes none.
-        prompt: The end of the prompt, which may have opened the reasoning.
+        stop_in_reasoning: Whether they do so in the reasoning, too.
+        form: What is written around the reply's text.
     """
 
     def __init__(
@@ -51,15 +61,20 @@ class ReplyReader:
         ends: AbstractSet[int],
         max_tokens: int,
         stop: Iterable[str] = (),
-        tags: tuple[str, str] | None = None,
-        prompt: str = "",
+        stop_in_reasoning: bool = False,
+        form: ReplyForm | None = None,
     ) -> None:
+        form = form or ReplyForm()
         self._detokenizer = detokenizer
         self._ends = ends
         self._max_tokens = max_tokens
         self._stops = StopStrings(stop)
-        self._splitter = ReasoningSplitter(tags, prompt)
+        self._stop_in_reasoning = stop_in_reasoning
+        self._splitter = HarmonySplitter(form) if form.harmony else ReasoningSplitter(form)
+        # The part of the reply that is being read: its number and kind, and whether it has text.
+        self._message, self._kind, self._has_text = 0, TextKind.ANSWER, False
         self._texts: dict[TextKind, list[str]] = {kind: [] for kind in TextKind}
+        self._calls: list[ToolCall] = []
         self._closed = False
         self.tokens: list[int] = []
         """The tokens pushed so far, a final end included."""
@@ -76,6 +91,21 @@ class ReplyReader:
         """The reasoning so far."""
         return "".join(self._texts[TextKind.REASONING])
 
+    @property
+    def calls(self) -> tuple[ToolCall, ...]:
+        """The calls of tools so far that are complete; their text is no part of the answer."""
+        return tuple(self._calls)
+
+    def resume(self, tokens: Iterable[int]) -> None:
+        """Read the beginning of a reply that goes on: its text counts, its tokens don't.
+
+        Called before the first `push`, with the tokens that were said before. No stop string is
+        looked for in them.
+        """
+        for token in tokens:
+            said = self._splitter.add(self._detokenizer.add(token))
+            self._watch(part._replace(watched=False) for part in said)
+
     def push(self, token: int) -> list[TextPiece]:
         """Read a token.
 
@@ -84,8 +114,15 @@ class ReplyReader:
             are the last ones, `finish_reason` is set.
         """
         self.tokens.append(token)
-        text = self._read(token)
-        return self._split(text, last=self.finish_reason is not None)
+        ended = token in self._ends
+        pieces = [] if ended else self._watch(self._splitter.add(self._detokenizer.add(token)))
+        if self._stops.found:
+            self.finish_reason, self._closed = FinishReason.STOP, True
+        elif ended or len(self.tokens) == self._max_tokens:
+            pieces += self._finish(ended=ended)
+            stopped = ended or self._stops.found
+            self.finish_reason = FinishReason.STOP if stopped else FinishReason.LENGTH
+        return _joined(pieces) or [TextPiece(self._splitter.kind, "")]
 
     def run_out(self) -> None:
         """End the reply because there are no more tokens; what is withheld joins its text."""
@@ -95,30 +132,48 @@ class ReplyReader:
     def close(self) -> None:
         """Add what is withheld to the reply's text, unless the reply is over already."""
         if not self._closed:
-            self._split(self._tail(), last=True)
+            self._finish(ended=False)
 
-    def _read(self, token: int) -> str:
-        """Return the text that a token makes certain; set the finish reason if it is the last."""
-        if token in self._ends:
-            self.finish_reason = FinishReason.STOP
-            return self._tail()
-        text = self._stops.add(self._detokenizer.add(token))
-        if len(self.tokens) == self._max_tokens and not self._stops.found:
-            text += self._tail()
-            self.finish_reason = FinishReason.LENGTH
-        if self._stops.found:
-            self.finish_reason = FinishReason.STOP
-        return text
+    def _finish(self, *, ended: bool) -> list[TextPiece]:
+        """Return the pieces that were withheld by all three stages."""
+        self._closed = True
+        said = self._splitter.add(self._detokenizer.finish()) + self._splitter.finish(ended=ended)
+        pieces = self._watch(said)
+        self._pass(pieces, self._stops.finish())
+        return pieces
 
-    def _tail(self) -> str:
-        """Return what the detokenizer and the stop strings still withhold."""
-        return self._stops.add(self._detokenizer.finish()) + self._stops.finish()
+    def _watch(self, said: Iterable[Said]) -> list[TextPiece]:
+        """Return the pieces that are certain to come before a stop string."""
+        pieces: list[TextPiece] = []
+        for kind, text, message, watched, call in said:
+            if self._stops.found:
+                break
+            if call is not None:
+                self._calls.append(call)
+            if message != self._message:
+                self._pass(pieces, self._stops.finish())
+                self._message, self._has_text = message, False
+            self._kind = kind
+            if kind is TextKind.REASONING:
+                watched = watched and self._stop_in_reasoning
+            self._pass(pieces, self._stops.add(text) if watched else text)
+        return pieces
 
-    def _split(self, text: str, *, last: bool) -> list[TextPiece]:
-        pieces = self._splitter.add(text)
-        if last:
-            self._closed = True
-            pieces += self._splitter.finish()
-        for piece in pieces:
-            self._texts[piece.kind].append(piece.text)
-        return pieces or [TextPiece(self._splitter.kind, "")]
+    def _pass(self, pieces: list[TextPiece], text: str) -> None:
+        if text:
+            if not self._has_text and self._texts[self._kind]:
+                text = SEPARATOR + text
+            self._has_text = True
+            self._texts[self._kind].append(text)
+            pieces.append(TextPiece(self._kind, text))
+
+
+def _joined(pieces: Iterable[TextPiece]) -> list[TextPiece]:
+    """Return pieces without neighbours of the same kind."""
+    joined: list[TextPiece] = []
+    for piece in pieces:
+        if joined and joined[-1].kind is piece.kind:
+            joined[-1] = TextPiece(piece.kind, joined[-1].text + piece.text)
+        else:
+            joined.append(piece)
+    return joined

@@ -211,8 +211,8 @@ class SessionCore:
             ends=tokenizer.eos_token_ids,
             max_tokens=plan.config.max_tokens,
             stop=plan.config.stop,
-            tags=tokenizer.reasoning_tags if plan.replies else None,
-            prompt=plan.reply_opening if plan.replies else "",
+            stop_in_reasoning=plan.config.stop_in_reasoning,
+            form=plan.form,
         )
 
     def open(self, plan: TurnPlan, *, feeds: bool = True) -> int:
@@ -241,7 +241,9 @@ class SessionCore:
             if plan.if_empty is not None and not reader.tokens:
                 self.conversation = self.conversation.with_messages(plan.if_empty)
             else:
-                said = Message.assistant(reader.text, reasoning=reader.reasoning or None)
+                said = Message.assistant(
+                    reader.text, tool_calls=reader.calls, reasoning=reader.reasoning or None
+                )
                 self.conversation = self.conversation.extended(said)
         self.cache.commit(reader.tokens)
 

@@ -11,13 +11,14 @@ of four kinds are planned here, and all of them are opened by `SessionCore.open`
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ..config import GenerationConfig
 from ..conversation import Conversation
 from ..errors import TemplateError
 from ..ledger import TokenLedger, common_prefix
 from ..messages import Message, Role
+from ..text.form import ReplyForm
 from .overflow import ContextLimit, dropped_from
 from .prompt import Prompt, PromptBuilder
 
@@ -40,15 +41,8 @@ class TurnPlan:
     """The history if the reply ends before its first token; ``None`` records an empty reply."""
     replies: bool = True
     """False if nothing is said, so that no reply is recorded."""
-
-    @property
-    def reply_opening(self) -> str:
-        """The end of the prompt, where the template may already have opened the reply.
-
-        Empty if the prompt ends with the message that was asked.
-        """
-        text, asked = self.prompt.ledger.text, self.conversation.messages[-1].text.strip()
-        return "" if asked and text.rstrip().endswith(asked) else text
+    form: ReplyForm = field(default_factory=ReplyForm)
+    """What will be written around the reply's text."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,13 +111,15 @@ class Planner:
             prompt = build(kept, checkpoints=cache.wants_checkpoints)
             length = cache.prefix + len(prompt.ledger.ids)
         self._limit.check(length)
+        asked = conversation.with_messages((*kept, *messages))
         return TurnPlan(
-            conversation=conversation.with_messages((*kept, *messages)),
+            conversation=asked,
             prompt=prompt,
             config=self._limit.within(config, length),
             length=length,
             dropped=dropped,
             if_empty=if_empty,
+            form=self._prompts.form(asked, prompt),
         )
 
     def plan_ahead(

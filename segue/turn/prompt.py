@@ -20,6 +20,7 @@ from ..engine import Tokenizer
 from ..errors import TemplateError
 from ..ledger import TokenLedger, common_prefix
 from ..messages import Message
+from ..text.form import ReplyForm, Wrapping, find_opening, find_wrapping
 from .spelling import encode_after, spell, without_white_space
 
 # Questions that begin in all the ways that a tokenizer may join to what precedes them: the ids that
@@ -27,6 +28,8 @@ from .spelling import encode_after, spell, without_white_space
 QUESTIONS = tuple(Message.user(text) for text in ("a", "B", "1", "é", ".", ")", "'s", " a", "\na"))
 # What may be said after a prompt, to see what later prompts make of its end.
 AFTERWARDS = (Message.assistant("x"), Message.user("y"))
+# Shows what a template says of itself, its reasoning turned on.
+BARE = Conversation(template_kwargs={"thinking": True, "enable_thinking": True})
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         # The latest conversation without messages, and the ids of its opening.
         self._opening: tuple[Conversation, tuple[int, ...]] | None = None
+        # The latest conversation without messages, and what stands around its answers.
+        self._wrapping: tuple[Conversation, Wrapping | None] | None = None
 
     def build(
         self, conversation: Conversation, cached: TokenLedger, *, checkpoints: bool
@@ -93,6 +98,25 @@ class PromptBuilder:
         rest = ledger.ids[len(kept.ids) : length]
         ledger = kept.extend(rest, spell(self._tokenizer, kept.ids, rest))
         return Prompt(ledger, common_prefix(ledger.ids, self._opening_ids(conversation)), length)
+
+    def form(self, conversation: Conversation, prompt: Prompt) -> ReplyForm:
+        """Return the form of the reply to a conversation, whose prompt this is."""
+        tags, empty = self._tokenizer.reasoning_tags, conversation.with_messages(())
+
+        def render(messages: Sequence[Message]) -> str:
+            return self._render(conversation.with_messages(messages))
+
+        if self._wrapping is None or self._wrapping[0] != empty:
+            wrapping = find_wrapping(
+                render,
+                lambda messages: self._render(BARE.with_messages(messages)),
+                tags=tags,
+                ends=[self._tokenizer.decode([end]) for end in self._tokenizer.eos_token_ids],
+                instructions=conversation.instructions,
+            )
+            self._wrapping = (empty, wrapping)
+        opening = find_opening(render, conversation.messages, prompt.ledger.text, tags=tags)
+        return ReplyForm(tags, self._wrapping[1], opening)
 
     def shared_ids(self, conversation: Conversation, cached: TokenLedger) -> tuple[int, ...]:
         """Return the ids that prompts which add a question may begin with.

@@ -7,14 +7,15 @@ from hypothesis import strategies as st
 
 from segue import FinishReason, TextKind
 from segue.testing import ToyTokenizer
+from segue.text.form import ReplyForm, Wrapping
 from segue.text.reader import ReplyReader
 
 TOKENIZER = ToyTokenizer(("<think>", "</think>", "hello", " world"))
 TAGS = ("<think>", "</think>")
 
 
-def reader(**settings) -> ReplyReader:
-    settings = {"max_tokens": 1000, **settings}
+def reader(tags=None, opening="", **settings) -> ReplyReader:
+    settings = {"max_tokens": 1000, "form": ReplyForm(tags, opening=opening), **settings}
     return ReplyReader(TOKENIZER.detokenizer(), ends=TOKENIZER.eos_token_ids, **settings)
 
 
@@ -61,10 +62,67 @@ def test_running_out_of_tokens_ends_the_reply():
 
 
 def test_a_prompt_that_opened_the_reasoning_makes_the_first_text_reasoning():
-    reading = reader(tags=TAGS, prompt="<|start|>assistant\n<think>\n")
+    reading = reader(tags=TAGS, opening="<|start|>assistant\n<think>\n")
     for token in TOKENIZER.encode("hm</think>yes"):
         reading.push(token)
     assert (reading.reasoning, reading.text) == ("hm", "yes")
+
+
+FORMS = [
+    ReplyForm(),
+    ReplyForm(TAGS),
+    ReplyForm(TAGS, opening="<think>\n"),
+    ReplyForm(TAGS, Wrapping("<a>\n", "\n</a>")),
+    ReplyForm(TAGS, Wrapping("<a>", "</a>", rendered=False)),
+]
+
+
+@given(
+    form=st.sampled_from(FORMS),
+    text=st.lists(
+        st.sampled_from([*TAGS, "<a>", "</a>", "E", "N", "D", "\n", "<", "hello", "é"]), max_size=14
+    ).map("".join),
+    stop=st.sampled_from(["END", "\n\n", "<", "</think>", "\n</", "a>", "é"]),
+    in_reasoning=st.booleans(),
+)
+def test_a_stop_string_ends_the_reply_where_the_answer_comes_to_it(form, text, stop, in_reasoning):
+    def read(**settings) -> ReplyReader:
+        reading = reader(form=form, **settings)
+        for token in TOKENIZER.encode(text):
+            reading.push(token)
+            if reading.finish_reason is not None:
+                return reading
+        reading.push(TOKENIZER.end_id)
+        return reading
+
+    whole, stopped = read(), read(stop=[stop], stop_in_reasoning=in_reasoning)
+    reasoning, answer = whole.reasoning, whole.text
+    if in_reasoning and stop in reasoning:
+        answer = ""
+        reasoning = reasoning[: reasoning.index(stop)]
+    assert stopped.reasoning == reasoning
+    assert stopped.text == answer.partition(stop)[0]
+    assert stopped.finish_reason is FinishReason.STOP
+
+
+@given(st.sampled_from(FORMS), st.integers(0, 40))
+def test_a_reply_goes_on_where_it_was_cut(form, cut):
+    text = "<think>\nhé END\n\nso\n</think>\n\n<a>\nhello END\n</a>"
+    ids = TOKENIZER.encode(text)
+    whole, again = reader(form=form), reader(form=form, stop=["END"], stop_in_reasoning=True)
+    for token in ids:
+        whole.push(token)
+    again.resume(ids[:cut])
+    for token in ids[cut:]:
+        if again.finish_reason is None:
+            again.push(token)
+    for reading in (whole, again):
+        reading.close()
+    assert whole.text.startswith(again.text)
+    assert whole.reasoning.startswith(again.reasoning)
+    assert again.tokens == ids[cut : cut + len(again.tokens)]
+    if "END" not in TOKENIZER.decode(ids[cut:]):
+        assert (again.text, again.reasoning) == (whole.text, whole.reasoning)
 
 
 TEXTS = st.lists(

@@ -22,6 +22,7 @@ from segue import (
     TextKind,
 )
 from segue.testing import FakeEngine, ToyTokenizer
+from segue.text.form import ReplyForm
 from segue.text.tags import ReasoningSplitter
 
 TAGS = ("<think>", "</think>")
@@ -67,12 +68,12 @@ class Thinking(ToyTokenizer):
 
 def split(text: str, sizes: Sequence[int], prompt: str = "") -> tuple[str, str]:
     """Reasoning and answer of a text that comes in pieces."""
-    splitter = ReasoningSplitter(TAGS, prompt)
+    splitter = ReasoningSplitter(ReplyForm(TAGS, opening=prompt))
     parts, at = [], 0
     for size in sizes:
         parts += splitter.add(text[at : at + size])
         at += size
-    parts += [*splitter.add(text[at:]), *splitter.finish()]
+    parts += [*splitter.add(text[at:]), *splitter.finish(ended=True)]
     return tuple(
         "".join(part.text for part in parts if part.kind is kind)
         for kind in (TextKind.REASONING, TextKind.ANSWER)
@@ -103,13 +104,13 @@ def test_however_it_comes_it_is_split_the_same_way(text, prompt, reasoning, answ
 
 @given(st.text("<>/think \n", max_size=30), st.lists(st.integers(1, 5), max_size=30))
 def test_where_a_model_marks_nothing_every_letter_is_passed_on_at_once(text, sizes):
-    splitter = ReasoningSplitter(None, "<think>")
+    splitter = ReasoningSplitter(ReplyForm(opening="<think>"))
     at = 0
     for size in sizes:
         piece = text[at : at + size]
         assert "".join(part.text for part in splitter.add(piece)) == piece
         at += size
-    assert splitter.finish() == []
+    assert splitter.finish(ended=True) == []
 
 
 def session_of(*replies: str, forced: bool = False, **kwargs: Any) -> ChatSession:
@@ -189,11 +190,23 @@ def test_thinking_is_switched_by_template_kwargs():
     assert session.history[-1].reasoning is None
 
 
-def test_stop_strings_and_lengths_end_reasoning_too():
+def test_stop_strings_end_the_reasoning_only_if_they_are_told_to():
+    session = session_of(*["<think>\nhm stop\n\nso\n</think>\n\nyes stop it"] * 3)
+    session.generation = GenerationConfig(stop=["stop", "\n\n", "</think>", "\n</"])
+    assert session.respond("hi") == "yes "
+    assert session.history[-1].reasoning == "hm stop\n\nso"
+    reply = session.stream("hi", stop_in_reasoning=True)
+    assert [str(response.finish_reason) for response in reply][-1] == "stop"
+    assert (reply.reasoning, reply.text) == ("hm ", "")
+    reply = session.stream("hi", stop="\n\n", stop_in_reasoning=True)
+    assert [str(response.finish_reason) for response in reply][-1] == "stop"
+    assert (reply.reasoning, reply.text) == ("hm stop", "")
+
+
+def test_lengths_end_reasoning_too():
     session = session_of("<think>\nhm stop\n</think>\n\nyes")
-    session.generation = GenerationConfig(stop="stop")
-    assert session.respond("hi") == ""
-    assert session.history[-1].reasoning == "hm "
+    assert session.respond("hi", max_tokens=6) == ""
+    assert session.history[-1].reasoning == "hm s"
 
 
 def test_reasoning_is_text():
