@@ -12,8 +12,9 @@ text won't do, since the end of a text may join with what follows into one token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from ..conversation import Conversation
 from ..engine import Tokenizer
@@ -161,11 +162,15 @@ class PromptBuilder:
     def _render(self, conversation: Conversation) -> str:
         system = conversation.system
         whole = conversation.messages if system is None else (system, *conversation.messages)
-        text = self._tokenizer.render(
-            [message.to_template() for message in whole],
-            add_generation_prompt=True,
-            template_kwargs=conversation.template_kwargs,
-        )
+        try:
+            text = self._render_messages(whole, conversation.template_kwargs)
+        except TemplateError:
+            # Some take reasoning or text beside calls, but not both: gpt-oss's makes either a
+            # thought.
+            joined = tuple(map(_with_text_in_reasoning, whole))
+            if joined == whole:
+                raise
+            text = self._render_messages(joined, conversation.template_kwargs)
         if not text:
             raise TemplateError(
                 "The chat template rendered this conversation to nothing, so there is nothing to "
@@ -173,3 +178,19 @@ class PromptBuilder:
                 remedy="Check the messages, and the model's chat template.",
             )
         return text
+
+    def _render_messages(
+        self, messages: Sequence[Message], template_kwargs: Mapping[str, Any]
+    ) -> str:
+        return self._tokenizer.render(
+            [message.to_template() for message in messages],
+            add_generation_prompt=True,
+            template_kwargs=template_kwargs,
+        )
+
+
+def _with_text_in_reasoning(message: Message) -> Message:
+    """Return a message whose text beside calls is part of its reasoning, if it has all three."""
+    if not (message.tool_calls and message.reasoning and message.text):
+        return message
+    return replace(message, content="", reasoning=f"{message.reasoning}\n\n{message.text}")
