@@ -49,8 +49,10 @@ REASONING_TAGS = (
     ("[THINK]", "[/THINK]"),
     ("<|START_THINKING|>", "<|END_THINKING|>"),
 )
-# gpt-oss writes its reasoning into a channel of its own.
+# gpt-oss writes replies of several messages, its reasoning into a channel of its own.
 HARMONY_TOKENS = {"<|start|>", "<|channel|>", "<|message|>", "<|end|>"}
+# Of these, the second ends a message that is followed by another one of the same reply.
+HARMONY_ENDS, HARMONY_END = ("<|return|>", "<|call|>"), "<|end|>"
 HARMONY_TAGS = (
     "<|channel|>analysis<|message|>",
     "<|end|><|start|>assistant<|channel|>final<|message|>",
@@ -90,7 +92,15 @@ class HuggingFaceTokenizer:
     def eos_token_ids(self) -> AbstractSet[int]:
         """The ids that end a reply."""
         ids: AbstractSet[int] = self.wrapped.eos_token_ids
+        ends = [self.vocabulary[end] for end in HARMONY_ENDS if end in self.vocabulary]
+        if ends and self._harmony:
+            return {*ids, *ends} - {self.vocabulary[HARMONY_END]}
         return ids
+
+    @property
+    def _harmony(self) -> bool:
+        """True if replies are messages in channels."""
+        return self.vocabulary.keys() >= HARMONY_TOKENS
 
     @cached_property
     def vocabulary(self) -> Mapping[str, int]:
@@ -108,7 +118,7 @@ class HuggingFaceTokenizer:
             known = start in self.vocabulary and end in self.vocabulary
             if known or (start in template and end in template):
                 return start, end
-        return HARMONY_TAGS if self.vocabulary.keys() >= HARMONY_TOKENS else None
+        return HARMONY_TAGS if self._harmony else None
 
     def render(
         self,

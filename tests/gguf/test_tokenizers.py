@@ -52,6 +52,20 @@ def words(pre: str | None) -> Any:
     return load_tokenizer(header({"model": "gpt2", "eos_token_id": 1, **told}, pre=pre))
 
 
+def test_a_reply_in_channels_does_not_end_with_its_first_message():
+    marks = ["<|start|>", "<|end|>", "<|channel|>", "<|message|>", "<|return|>", "<|call|>"]
+    tokens = [*WORDS_AND_IDS["tokens"], *marks]
+    types = [1] * len(WORDS_AND_IDS["tokens"]) + [3] * len(marks)
+    told = {"tokens": tokens, "merges": WORDS_AND_IDS["merges"], "token_type": types}
+    ended = tokens.index("<|return|>")
+    wrapped = load_tokenizer(
+        header({"model": "gpt2", "eos_token_id": ended, "pre": "qwen2", **told})
+    )
+    ends = HuggingFaceTokenizer(wrapped).eos_token_ids
+    assert {ended, tokens.index("<|call|>")} <= ends
+    assert tokens.index("<|end|>") not in ends
+
+
 def test_every_rule_was_recorded():
     assert {WORDS[rule] for rule in WORDS_AND_IDS["ids"]} == set(WORDS.values())
 
