@@ -14,7 +14,7 @@ from rich.console import Console
 from kit.chats import Typed, alone, chat_of, converse
 from kit.command import run
 from kit.probe import engine_of
-from segue import ChatSession, GenerationConfig
+from segue import ChatSession, GenerationConfig, Message
 from segue.cli.chat.chat import TerminalChat
 from segue.cli.chat.commands import COMMANDS, conversation, general, sessions
 from segue.cli.chat.commands import command as command_module
@@ -123,6 +123,41 @@ def test_reasoning_is_shown_before_the_answer_and_left_out_of_pipes(capsys, monk
     monkeypatch.setattr("segue.loading.load", lambda name: engine)
     assert run("chat") == 0
     assert capsys.readouterr().out == "yes\n"
+
+
+class Channels(ToyTokenizer):
+    reasoning_tags = (
+        "<|channel|>analysis<|message|>",
+        "<|end|><|start|>assistant<|channel|>final<|message|>",
+    )
+
+    def __init__(self):
+        super().__init__(("<|return|>",))
+
+    @property
+    def eos_token_ids(self):
+        return set(self.encode("<|return|>"))
+
+
+def test_a_reply_of_several_messages_is_shown_in_its_order(capsys, monkeypatch):
+    channels = [("commentary", "I look."), ("analysis", "hm\nso"), ("final", "yes")]
+    said = "<|end|><|start|>assistant".join(
+        f"<|channel|>{channel}<|message|>{text}" for channel, text in channels
+    )
+    shown, session = converse("hi", script=[said], tokenizer=Channels())
+    lines = [line.strip(" ▌\n") for line in shown.splitlines()]
+    places = [lines.index(line) for line in ("I look.", "yes")]
+    thought = [n for n, line in enumerate(lines) if "hm" in line]
+    assert places[0] < thought[0] < places[1]
+    # Paragraphs of their own.
+    assert not lines[places[0] + 1]
+    assert not lines[places[1] - 1]
+    assert session.history[-1] == Message.assistant("I look.\n\nyes", reasoning="hm\nso")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
+    engine = FakeEngine([said], tokenizer=Channels())
+    monkeypatch.setattr("segue.loading.load", lambda name: engine)
+    assert run("chat") == 0
+    assert capsys.readouterr().out == "I look.\n\nyes\n"
 
 
 def test_ctrl_c_at_the_prompt_asks_again_and_ctrl_d_leaves():

@@ -211,10 +211,13 @@ class _ReplyView:
             return
         # A Ctrl-C between showing and counting would have the text shown twice.
         with self._hold:
+            said = text
             if kind is not self._kind:
                 self._shown.begin(f"{kind}:", quiet=kind is TextKind.REASONING)
                 self._kind = kind
-            self._shown.write(text)
+                # Between two parts of the same kind; the heading parts them here.
+                said = text.removeprefix("\n\n")
+            self._shown.write(said)
             self._written[kind] += len(text)
         self._hold.deliver()
 
