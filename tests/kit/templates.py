@@ -86,6 +86,57 @@ TOOLS = """\
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}
 {%- endif %}
 """
+# Replies of several messages in channels; refuses what gpt-oss's own template refuses.
+HARMONY = """\
+{%- macro check(said) %}
+    {%- for channel in ('analysis', 'final') %}
+        {%- if '<|channel|>' + channel + '<|message|>' in said %}
+            {{- raise_exception('No channels in messages') }}
+        {%- endif %}
+    {%- endfor %}
+{%- endmacro %}
+{%- set ns = namespace(tool=none) %}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {{- check(message.content) + check(message.thinking or '') }}
+        {%- if message.tool_calls %}
+            {%- set call = message.tool_calls[0].function %}
+            {%- if message.content and message.thinking %}
+                {{- raise_exception('No content beside thinking') }}
+            {%- endif %}
+            {%- if message.content or message.thinking %}
+                {{- '<|start|>assistant<|channel|>analysis<|message|>' }}
+                {{- (message.content or message.thinking) + '<|end|>' }}
+            {%- endif %}
+            {{- '<|start|>assistant to=functions.' + call.name + '<|channel|>commentary json' }}
+            {{- '<|message|>' + call.arguments | tojson + '<|call|>' }}
+            {%- set ns.tool = call.name %}
+        {%- else %}
+            {{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|end|>' }}
+            {%- set ns.tool = none %}
+        {%- endif %}
+    {%- elif message.role == 'tool' %}
+        {%- if ns.tool is none %}{{- raise_exception('No tool was called') }}{%- endif %}
+        {{- '<|start|>functions.' + ns.tool + ' to=assistant<|channel|>commentary<|message|>' }}
+        {{- message.content | tojson + '<|end|>' }}
+    {%- else %}{{- '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}
+{#- <|return|> ends a reply, and <|constrain|> comes before the type of a body. #}
+"""
+# Writes tags around the answer, and keeps no thought.
+WRAPPED = """\
+{%- for message in messages %}
+    {%- set said = message.content %}
+    {%- if message.role == 'assistant' %}
+        {%- set said = '<|START_RESPONSE|>\\n' + said + '\\n<|END_RESPONSE|>' %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + said + '<|END_OF_TURN_TOKEN|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+{#- Models write <think> and </think>. #}
+"""
 
 OURS = {
     "chatml": CHATML,
@@ -94,6 +145,8 @@ OURS = {
     "headings": HEADINGS,
     "strict": STRICT,
     "tools": TOOLS,
+    "harmony": HARMONY,
+    "wrapped": WRAPPED,
 }
 # How many published templates lie beside the project.
 PUBLISHED = 22
@@ -119,7 +172,7 @@ TEXT = (
 
 
 def our_templates() -> dict[str, str]:
-    """Six templates that we wrote, in the styles of published ones."""
+    """Eight templates that we wrote, in the styles of published ones."""
     return dict(OURS)
 
 

@@ -67,6 +67,10 @@ class Traits(NamedTuple):
 
 THINK = "<think>\n{thought}\n</think>\n\n{answer}"
 CLOSE = "{thought}\n</think>\n\n{answer}"
+HARMONY = (
+    "<|channel|>analysis<|message|>{thought}<|end|>"
+    "<|start|>assistant<|channel|>final<|message|>{answer}"
+)
 TRAITS = {
     "chatml": Traits(),
     "thinking": Traits(reply=CLOSE),
@@ -74,6 +78,10 @@ TRAITS = {
     "headings": Traits(),
     "strict": Traits(system=False, strict=True),
     "tools": Traits(tools=True),
+    "harmony": Traits(tools=True, reply=HARMONY),
+    "wrapped": Traits(
+        reply="<think>{thought}</think><|START_RESPONSE|>\n{answer}\n<|END_RESPONSE|>"
+    ),
     "ByteDance-Seed-OSS": Traits(
         tools=True, several=True, reply="<seed:think>{thought}</seed:think>\n{answer}"
     ),
@@ -93,7 +101,9 @@ TRAITS = {
         tools=True, several=True, reply="<|channel>thought\n{thought}\n<channel|>{answer}"
     ),
     "google-gemma-2-2b-it": Traits(system=False, strict=True),
-    "ibm-granite-granite-3.3-2B-Instruct": Traits(reply="<think>{thought}</think>{answer}"),
+    "ibm-granite-granite-3.3-2B-Instruct": Traits(
+        reply="<think>{thought}</think><response>{answer}</response>"
+    ),
     "llama-2-chat": Traits(strict=True, reply=" {answer}"),
     "meta-llama-Llama-3.1-8B-Instruct": Traits(tools=True),
     "microsoft-Phi-3.5-mini-instruct": Traits(reply=" {answer}"),
@@ -102,11 +112,7 @@ TRAITS = {
     ),
     "moonshotai-Kimi-K2": Traits(tools=True, several=True),
     "nemotron3nano": Traits(tools=True, several=True, reply=CLOSE),
-    "openai-gpt-oss-120b": Traits(
-        tools=True,
-        reply="<|channel|>analysis<|message|>{thought}<|end|>"
-        "<|start|>assistant<|channel|>final<|message|>{answer}",
-    ),
+    "openai-gpt-oss-120b": Traits(tools=True, reply=HARMONY),
     "vicuna": Traits(strict=True, reply=" {answer}"),
     "zephyr": Traits(strict=True),
 }
