@@ -9,6 +9,7 @@ answer, its calls of tools and their results. The functions here work on any seq
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple, Self
 
 from .checks import check_text
@@ -31,10 +32,12 @@ class Conversation:
         instructions: The system message, or ``None`` for none.
         messages: The messages, oldest first.
         template_kwargs: Arguments for the chat template (``tools``, ``enable_thinking``); copied.
+        date: The time that the template writes, if it writes the date; without a zone, it is taken
+            as local time. ``None``: the time at which the prompt is made.
 
     Raises:
         ConfigurationError: if the instructions aren't text, or the template's arguments aren't a
-            mapping from text, or can't be copied.
+            mapping from text, or can't be copied, or the date isn't a datetime.
         MessageError: if the messages aren't Messages, or the instructions contain a lone surrogate.
     """
 
@@ -44,17 +47,21 @@ class Conversation:
     """The messages, oldest first."""
     template_kwargs: Mapping[str, Any] = field(hash=False)
     """Arguments for the chat template."""
+    date: datetime | None = field(compare=False)
+    """The time that the template writes, with its zone. Conversations are compared without it."""
 
     def __init__(
         self,
         instructions: str | None = None,
         messages: Iterable[Message] = (),
         template_kwargs: Mapping[str, Any] | None = None,
+        date: datetime | None = None,
     ) -> None:
         checked = {
             "instructions": _checked_instructions(instructions),
             "messages": check_messages(messages),
             "template_kwargs": _copied({} if template_kwargs is None else template_kwargs),
+            "date": _checked_date(date),
         }
         # The dataclass is frozen: checked values go in through the base class.
         for name, value in checked.items():
@@ -80,6 +87,7 @@ class Conversation:
         object.__setattr__(twin, "instructions", self.instructions)
         object.__setattr__(twin, "messages", check_messages(messages))
         object.__setattr__(twin, "template_kwargs", self.template_kwargs)
+        object.__setattr__(twin, "date", self.date)
         return twin
 
     def extended(self, *messages: Message) -> Self:
@@ -97,6 +105,22 @@ def _checked_instructions(instructions: object) -> str | None:
         )
     check_text(instructions, "The text of instructions")
     return instructions
+
+
+def _checked_date(date: object) -> datetime | None:
+    if date is None:
+        return None
+    remedy = "Pass datetime.now(), say, or None."
+    if not isinstance(date, datetime):
+        raise ConfigurationError(
+            f"date must be a datetime or None, not {type(date).__name__}.", remedy=remedy
+        )
+    try:
+        return date if date.utcoffset() is not None else date.astimezone()
+    except (ValueError, OverflowError, OSError) as error:
+        raise ConfigurationError(
+            f"date must be a time that has a local zone, and {date} has none.", remedy=remedy
+        ) from error
 
 
 def _copied(template_kwargs: object) -> dict[str, Any]:

@@ -13,6 +13,7 @@ with ``isinstance``:
 `StoresPrompts`        an engine that reads the files of such contexts
 `ReportsMemory`        a context that reports how much memory its engine has used
 `ProcessesLogits`      a context that calls `GenerationConfig.logits_processors`
+`WritesDate`           a tokenizer whose chat template may write the date
 =====================  ============================================================
 
 A session works with the core alone; what an engine lacks is refused with UnsupportedFeatureError,
@@ -53,6 +54,7 @@ __all__ = [
     "Stores",
     "StoresPrompts",
     "Tokenizer",
+    "WritesDate",
 ]
 
 
@@ -203,6 +205,21 @@ class Tokenizer(Protocol):
 
     def detokenizer(self) -> Detokenizer:
         """Return a fresh one, for one reply."""
+        ...
+
+
+@runtime_checkable
+class WritesDate(Protocol):
+    """A tokenizer whose chat template may write the date of the day.
+
+    If it does, `Tokenizer.render` gets the conversation's own clock among its `template_kwargs`:
+    under the name ``strftime_now``, by which chat templates know it, a function that takes a format
+    as ``strftime`` does and returns text. Then a conversation renders alike on any day.
+    """
+
+    @property
+    def writes_date(self) -> bool:
+        """True if the template asks for the date."""
         ...
 
 

@@ -8,6 +8,7 @@
       MessageError (ValueError)              a message or a prompt
       HistoryError (LookupError)             no such turn or message
       TemplateError                          the model's chat template
+        LostWordsError                       words that it leaves out of the prompt
       ContextLengthError (ValueError)        a prompt longer than the model's context
       SessionBusyError (RuntimeError)        a session used during its own turn
       GenerationError (RuntimeError)         the model or its runtime, during a turn
@@ -27,6 +28,7 @@
 
     UserWarning
       SessionWarning                         part of a saved session is left out
+      TemplateWarning                        the chat template leaves something out
       PerformanceWarning                     this machine could be much faster
 """
 
@@ -89,6 +91,22 @@ class MessageError(SegueError, ValueError):
 
 class TemplateError(SegueError):
     """The model's chat template refused the conversation, or broke on it."""
+
+
+class LostWordsError(TemplateError):
+    """The chat template leaves a message out, so that the model would never read it.
+
+    Nothing was changed. Raised for what is said now and for the instructions; for words of earlier
+    messages, and of the model, there is a TemplateWarning.
+
+    Attributes:
+        index: The message's index in the history that the turn would have had; ``None`` for the
+            instructions.
+    """
+
+    def __init__(self, what: str, *, remedy: str, index: int | None = None) -> None:
+        super().__init__(what, remedy=remedy)
+        self.index = index
 
 
 class ContextLengthError(SegueError, ValueError):
@@ -177,6 +195,10 @@ class SessionLockedError(SessionFileError):
 
 class SessionWarning(UserWarning):
     """Something of a saved session could not be taken up; the message says what and why."""
+
+
+class TemplateWarning(UserWarning):
+    """The chat template leaves something out of the prompt; the message says what."""
 
 
 class PerformanceWarning(UserWarning):

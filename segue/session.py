@@ -755,6 +755,7 @@ class ChatSession:
     def _begin(self, plan: TurnPlan, progress: PrefillProgress | None) -> Reply:
         """Open a turn, and return what drives it."""
         # Whatever may fail comes before the turn is open.
+        self._core.warn(plan, stacklevel=3)
         steps, reader = self._core.run(plan, progress), self._core.reader(plan)
         hold = InterruptHold()
         with hold:

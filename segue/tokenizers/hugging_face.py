@@ -41,6 +41,7 @@ from mlx_lm.tokenizer_utils import (
 )
 
 from ..errors import MissingTemplateError, TemplateError
+from .clock import FUNCTION, asks_for_date, with_clock
 
 # What models write around their reasoning, besides what mlx-lm knows.
 REASONING_TAGS = (
@@ -120,6 +121,11 @@ class HuggingFaceTokenizer:
                 return start, end
         return HARMONY_TAGS if self._harmony else None
 
+    @cached_property
+    def writes_date(self) -> bool:
+        """See `segue.engine.WritesDate`."""
+        return asks_for_date(self.wrapped)
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -129,6 +135,8 @@ class HuggingFaceTokenizer:
     ) -> str:
         """See `segue.engine.Tokenizer.render`."""
         try:
+            if callable(template_kwargs.get(FUNCTION)):
+                template_kwargs = with_clock(self.wrapped, template_kwargs)
             text = self.wrapped.apply_chat_template(
                 list(messages),
                 tokenize=False,

@@ -18,6 +18,7 @@ What does not work: opening a plan after the conversation changed. Plan and open
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Generator, Mapping, Sequence
 from typing import Literal, Self
 
@@ -32,7 +33,7 @@ from ..engine import (
     Step,
     StoredState,
 )
-from ..errors import SessionBusyError
+from ..errors import SessionBusyError, TemplateWarning
 from ..ledger import TokenLedger
 from ..messages import Message
 from ..prompt_cache import PromptCache
@@ -87,6 +88,8 @@ class SessionCore:
         manager's own code could leave it set."""
         self._turns: list[TurnUsage] = []
         self._prewarmed = 0
+        # What was said of the template already; forks need not say it again.
+        self._warned: set[str] = set()
 
     def checked(self, generation: GenerationConfig) -> GenerationConfig:
         """Return settings that the engine can follow.
@@ -180,6 +183,19 @@ class SessionCore:
         """Plan to go back to a shorter history, which may end in another message."""
         left = self.conversation.with_messages(messages)
         return self._planner.plan_cut(left, self.generation, self.cache.view)
+
+    def warn(self, plan: TurnPlan, *, stacklevel: int) -> None:
+        """Warn of what the chat template leaves out of a prompt, once of each thing.
+
+        Args:
+            plan: The turn.
+            stacklevel: As `warnings.warn` has it, from here.
+        """
+        for sentence in plan.prompt.left_out:
+            if sentence not in self._warned:
+                # Before it: where warnings are errors, the next attempt is not refused.
+                self._warned.add(sentence)
+                warnings.warn(sentence, TemplateWarning, stacklevel=stacklevel + 1)
 
     def shared_tokens(self, plan: TurnPlan) -> int:
         """Return how many tokens of a turn's prompt are cached, at most."""

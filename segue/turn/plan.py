@@ -88,27 +88,34 @@ class Planner:
             if_empty: See `TurnPlan`.
 
         Raises:
-            TemplateError: if the chat template refuses the conversation.
+            TemplateError: if the chat template refuses the conversation, or leaves out what is
+                said now.
             ContextLengthError: if the prompt does not fit into the model's context.
             MessageError: if a function for `on_overflow` returned something else than messages.
         """
         history = conversation.messages
 
-        def build(history: Sequence[Message], *, checkpoints: bool) -> Prompt:
-            asked = conversation.with_messages((*history, *messages))
-            return self._prompts.build(asked, cache.ledger, checkpoints=checkpoints)
+        def build(history: Sequence[Message]) -> Prompt:
+            return self._prompts.build(
+                conversation.with_messages((*history, *messages)),
+                cache.ledger,
+                checkpoints=cache.wants_checkpoints,
+                asked=len(messages),
+            )
 
         def measure(history: Sequence[Message]) -> int:
-            return cache.prefix + len(build(history, checkpoints=False).ledger.ids)
+            asked = conversation.with_messages((*history, *messages))
+            prompt = self._prompts.build(asked, cache.ledger, checkpoints=False)
+            return cache.prefix + len(prompt.ledger.ids)
 
         kept: Sequence[Message] = history
         dropped: tuple[Message, ...] = ()
-        prompt = build(kept, checkpoints=cache.wants_checkpoints)
+        prompt = build(kept)
         length = cache.prefix + len(prompt.ledger.ids)
         if self._limit.needs_room(length, config.max_tokens):
             kept = self._limit.make_room(history, messages, measure, max_tokens=config.max_tokens)
             dropped = dropped_from(history, kept)
-            prompt = build(kept, checkpoints=cache.wants_checkpoints)
+            prompt = build(kept)
             length = cache.prefix + len(prompt.ledger.ids)
         self._limit.check(length)
         asked = conversation.with_messages((*kept, *messages))

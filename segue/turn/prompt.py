@@ -1,4 +1,4 @@
-"""From a conversation to the ids of a prompt: render the chat template, then splice.
+"""From a conversation to the ids of a prompt: rendered text, spliced.
 
 *Splicing.* Where the rendered text begins with the text of the cached ids, those ids stay and only
 the rest is encoded: what the model sampled is kept, although its text might encode to other ids.
@@ -12,9 +12,8 @@ text won't do, since the end of a text may join with what follows into one token
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ..conversation import Conversation
 from ..engine import Tokenizer
@@ -22,13 +21,12 @@ from ..errors import TemplateError
 from ..ledger import TokenLedger, common_prefix
 from ..messages import Message
 from ..text.form import ReplyForm, Wrapping, find_opening, find_wrapping
+from .rendering import AFTERWARDS, Renderer
 from .spelling import encode_after, spell, without_white_space
 
 # Questions that begin in all the ways that a tokenizer may join to what precedes them: the ids that
 # all prompts share come before any question.
 QUESTIONS = tuple(Message.user(text) for text in ("a", "B", "1", "é", ".", ")", "'s", " a", "\na"))
-# What may be said after a prompt, to see what later prompts make of its end.
-AFTERWARDS = (Message.assistant("x"), Message.user("y"))
 # Shows what a template says of itself, its reasoning turned on.
 BARE = Conversation(template_kwargs={"thinking": True, "enable_thinking": True})
 
@@ -43,6 +41,8 @@ class Prompt:
     """How many leading ids every conversation under these instructions begins with."""
     stable: int = 0
     """How many leading ids every later prompt of this conversation will begin with."""
+    left_out: tuple[str, ...] = ()
+    """What the template left out of it, in sentences."""
 
 
 class PromptBuilder:
@@ -54,13 +54,20 @@ class PromptBuilder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self.renderer = Renderer(tokenizer)
+        """Renders conversations."""
         # The latest conversation without messages, and the ids of its opening.
         self._opening: tuple[Conversation, tuple[int, ...]] | None = None
         # The latest conversation without messages, and what stands around its answers.
         self._wrapping: tuple[Conversation, Wrapping | None] | None = None
 
     def build(
-        self, conversation: Conversation, cached: TokenLedger, *, checkpoints: bool
+        self,
+        conversation: Conversation,
+        cached: TokenLedger,
+        *,
+        checkpoints: bool,
+        asked: int | None = None,
     ) -> Prompt:
         """Return a turn's prompt.
 
@@ -69,13 +76,20 @@ class PromptBuilder:
             cached: What the KV cache holds.
             checkpoints: Whether to look for `Prompt.opening` and `Prompt.stable`, which renders the
                 conversation once more.
+            asked: How many messages, the last ones, are said now, to check that the template
+                leaves nothing out; ``None`` checks nothing.
 
         Raises:
             TemplateError: if the chat template refuses the messages or breaks on them.
+            LostWordsError: if it leaves out what is said now, or the instructions.
         """
-        ledger = self._splice(conversation, cached)
+        text = self.renderer.render(conversation)
+        left_out: tuple[str, ...] = ()
+        if asked is not None:
+            left_out = self.renderer.check(conversation, text, asked=asked)
+        ledger = self._splice_text(text, cached)
         if not checkpoints:
-            return Prompt(ledger)
+            return Prompt(ledger, left_out=left_out)
         try:
             later = self._splice(conversation.extended(*AFTERWARDS), cached).ids
         except TemplateError:  # it takes this conversation, but not one that continues so
@@ -84,6 +98,7 @@ class PromptBuilder:
             ledger,
             common_prefix(ledger.ids, self._opening_ids(conversation)),
             common_prefix(ledger.ids, later),
+            left_out,
         )
 
     def build_opening(self, conversation: Conversation, cached: TokenLedger) -> Prompt:
@@ -91,7 +106,10 @@ class PromptBuilder:
 
         Raises:
             TemplateError: if the chat template refuses the messages or breaks on them.
+            LostWordsError: if it leaves out the instructions.
         """
+        question = conversation.extended(QUESTIONS[0])
+        self.renderer.check(question, self.renderer.render(question), asked=0)
         ledger, shared = self._shared(conversation, cached)
         # White space joins to more than any list of questions shows.
         length = without_white_space(self._tokenizer, ledger.ids[:shared])
@@ -105,12 +123,12 @@ class PromptBuilder:
         tags, empty = self._tokenizer.reasoning_tags, conversation.with_messages(())
 
         def render(messages: Sequence[Message]) -> str:
-            return self._render(conversation.with_messages(messages))
+            return self.renderer.render(conversation.with_messages(messages))
 
         if self._wrapping is None or self._wrapping[0] != empty:
             wrapping = find_wrapping(
                 render,
-                lambda messages: self._render(BARE.with_messages(messages)),
+                lambda messages: self.renderer.render(BARE.with_messages(messages)),
                 tags=tags,
                 ends=[self._tokenizer.decode([end]) for end in self._tokenizer.eos_token_ids],
                 instructions=conversation.instructions,
@@ -139,7 +157,9 @@ class PromptBuilder:
 
     def _opening_ids(self, conversation: Conversation) -> tuple[int, ...]:
         empty = conversation.with_messages(())
-        if self._opening is None or self._opening[0] != empty:
+        # Conversations are compared without their dates.
+        known = None if self._opening is None else (self._opening[0], self._opening[0].date)
+        if self._opening is None or known != (empty, empty.date):
             try:
                 ids: Sequence[int] = self.shared_ids(empty, TokenLedger())
             except TemplateError:  # it takes conversations, but not a question alone
@@ -149,8 +169,10 @@ class PromptBuilder:
         return self._opening[1]
 
     def _splice(self, conversation: Conversation, cached: TokenLedger) -> TokenLedger:
-        """Return the ids of the rendered text, cached ones where they spell its beginning."""
-        text = self._render(conversation)
+        """Return the ids of a conversation's prompt, cached ones where they spell its beginning."""
+        return self._splice_text(self.renderer.render(conversation), cached)
+
+    def _splice_text(self, text: str, cached: TokenLedger) -> TokenLedger:
         seam = cached.seam_within(text)
         if seam.ids:
             kept, rest = cached.truncate(seam.ids), text[seam.chars :]
@@ -158,39 +180,3 @@ class PromptBuilder:
             if ids is not None:
                 return kept.extend(ids, rest)
         return TokenLedger().extend(self._tokenizer.encode(text), text)
-
-    def _render(self, conversation: Conversation) -> str:
-        system = conversation.system
-        whole = conversation.messages if system is None else (system, *conversation.messages)
-        try:
-            text = self._render_messages(whole, conversation.template_kwargs)
-        except TemplateError:
-            # Some take reasoning or text beside calls, but not both: gpt-oss's makes either a
-            # thought.
-            joined = tuple(map(_with_text_in_reasoning, whole))
-            if joined == whole:
-                raise
-            text = self._render_messages(joined, conversation.template_kwargs)
-        if not text:
-            raise TemplateError(
-                "The chat template rendered this conversation to nothing, so there is nothing to "
-                "feed.",
-                remedy="Check the messages, and the model's chat template.",
-            )
-        return text
-
-    def _render_messages(
-        self, messages: Sequence[Message], template_kwargs: Mapping[str, Any]
-    ) -> str:
-        return self._tokenizer.render(
-            [message.to_template() for message in messages],
-            add_generation_prompt=True,
-            template_kwargs=template_kwargs,
-        )
-
-
-def _with_text_in_reasoning(message: Message) -> Message:
-    """Return a message whose text beside calls is part of its reasoning, if it has all three."""
-    if not (message.tool_calls and message.reasoning and message.text):
-        return message
-    return replace(message, content="", reasoning=f"{message.reasoning}\n\n{message.text}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -29,7 +30,7 @@ from kit.templates import (
     published_templates,
     renders,
 )
-from segue import ChatSession, GenerationConfig, Message, TemplateError, ToolCall
+from segue import ChatSession, GenerationConfig, Message, TemplateError, TemplateWarning, ToolCall
 from segue.testing import FakeEngine
 from segue.tokenizers.hugging_face import HuggingFaceTokenizer
 
@@ -61,6 +62,10 @@ class Traits(NamedTuple):
     """Whether a message may call several tools."""
     as_text: bool = False
     """Whether a call's arguments are a string of JSON."""
+    ignores_tools: bool = False
+    """Whether it writes no descriptions of tools."""
+    briefs_last: bool = False
+    """Whether it writes the system message before the last message alone, if that is a user's."""
     reply: str = "{answer}"
     """A whole reply, the end-of-turn token left out."""
 
@@ -96,7 +101,9 @@ TRAITS = {
     "Qwen3.5-4B": Traits(tools=True, several=True, reply=CLOSE),
     # It writes calls only of messages without content, and ours have one.
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": Traits(reply=CLOSE),
-    "deepseek-ai-DeepSeek-V3.1": Traits(tools=True, several=True, as_text=True),
+    "deepseek-ai-DeepSeek-V3.1": Traits(
+        tools=True, several=True, as_text=True, ignores_tools=True
+    ),
     "gemma4_e2b": Traits(
         tools=True, several=True, reply="<|channel>thought\n{thought}\n<channel|>{answer}"
     ),
@@ -108,7 +115,7 @@ TRAITS = {
     "meta-llama-Llama-3.1-8B-Instruct": Traits(tools=True),
     "microsoft-Phi-3.5-mini-instruct": Traits(reply=" {answer}"),
     "mistralai-Mistral-Nemo-Instruct-2407": Traits(
-        strict=True, tools=True, several=True, reply=" {answer}"
+        strict=True, tools=True, several=True, briefs_last=True, reply=" {answer}"
     ),
     "moonshotai-Kimi-K2": Traits(tools=True, several=True),
     "nemotron3nano": Traits(tools=True, several=True, reply=CLOSE),
@@ -297,7 +304,19 @@ def test_tools_are_called_and_answer(name, source, kind, trimmable):
     if not traits.tools:
         assert not knows_tools(name, make(source, kind)), "the template knows tools after all"
         return
-    talk = begin(name, source, kind, trimmable, template_kwargs={"tools": [TOOL]})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        check_tools(name, begin(name, source, kind, trimmable, template_kwargs={"tools": [TOOL]}))
+    told = sorted(str(warning.message).split(",")[0] for warning in caught)
+    assert all(warning.category is TemplateWarning for warning in caught)
+    assert told == [
+        *(["The chat template ignores tools"] if traits.ignores_tools else []),
+        *(["The chat template leaves out the instructions"] if traits.briefs_last else []),
+    ]
+
+
+def check_tools(name: str, talk: Talk) -> None:
+    traits = TRAITS[name]
     # Some write calls and results otherwise once they are answered.
     said = in_pieces(talk.tokenizer, "the fox")
     talk.turn("Hello", said, goes_back_to_prompt=False)
