@@ -12,9 +12,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..config import CacheConfig, GenerationConfig
+from ..conversation import Conversation
 from ..engine import Engine
+from ..errors import LostWordsError
 from ..messages import Message
 from ..session import ChatSession
+from ..turn.rendering import Renderer
 from .output.streams import write_remark
 from .words import count
 
@@ -82,13 +85,16 @@ def _read(source: str) -> str:
 
 def _check_template(engine: Engine, model: str, text: str) -> None:
     """Refuse a model whose prompts would not have the text."""
-    messages = [Message.system(text).to_template(), Message.user("a").to_template()]
-    rendered = engine.tokenizer.render(messages, add_generation_prompt=True, template_kwargs={})
-    if text not in rendered:
+    renderer, asked = Renderer(engine.tokenizer), Conversation(text, [Message.user("a")])
+    try:
+        left_out = renderer.check(asked, renderer.render(asked), asked=0)
+    except LostWordsError as error:
         raise click.ClickException(
             f"The chat template of {model} leaves system messages out, so the text would not be "
             "read. Put the text into your first message, or use another model."
-        )
+        ) from error
+    for sentence in left_out:
+        click.echo(f"segue: {sentence}", err=True)
 
 
 def _check_output(output: Path) -> None:

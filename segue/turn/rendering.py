@@ -346,7 +346,7 @@ class Renderer:
             words[position] = [WORD.format(f"{position}x{number}") for number in range(count)]
             entries[position] = self._probe(position, message, words[position])
         try:
-            text = self._render(conversation, entries)
+            text = self._render(conversation, entries).lower()
         except TemplateError:
             if len(positions) == 1:
                 return {}  # nothing can be said of it
@@ -382,13 +382,13 @@ class Renderer:
         start = common_prefix(text, other)
         end = len(text) - common_prefix(text[::-1], other[::-1])
         # The unlikely word may begin or end as the content does.
-        part = text[max(start - len(WORD), 0) : end + len(WORD)]
+        part = text[max(start - len(WORD), 0) : end + len(WORD)].casefold()
         after = 0
         for word in re.finditer(r"\w+", content):
-            found = part.find(word[0], after)
+            found = part.find(word[0].casefold(), after)
             if found < 0:
                 return content[word.start() :]
-            after = found + len(word[0])
+            after = found + len(word[0].casefold())
         return None
 
 
@@ -438,7 +438,7 @@ def _entry(message: Message, *, parts: bool, words: str | None = None) -> dict[s
 def _is_rendered(word: str, text: str) -> bool:
     """Return True if a text has a word, and not as a list of parts written out."""
     as_data = rf"""text\\*['"]\s*:\s*\\*['"]{word}"""
-    return word in text and re.search(as_data, text) is None
+    return word in text.lower() and re.search(as_data, text) is None
 
 
 def _escaped(content: str) -> Iterable[str]:
