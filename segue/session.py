@@ -7,6 +7,7 @@ import warnings
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, NoReturn, Self, Unpack
 
@@ -83,6 +84,7 @@ class ChatSession:
             raises ContextLengthError; ``"drop-oldest"`` drops the oldest whole turns (never the
             instructions, never half a tool exchange) so that a reply fits, too, and lists them as
             `Reply.dropped`; a function gets the history and returns the one to continue with.
+        date: The time that the chat template writes, if it writes the date; see `date`.
 
     Raises:
         ConfigurationError: if an argument has the wrong type, or the draft, the cache or the prompt
@@ -103,16 +105,22 @@ class ChatSession:
         draft: Engine | Literal["prompt-lookup"] | None = None,
         prompt_cache: PromptCache | None = None,
         on_overflow: OnOverflow = "error",
+        date: datetime | None = None,
     ) -> None:
         check_engine(engine)
         check_generation(generation)
         check_cache(cache)
         conversation = Conversation(
-            instructions, history, {} if template_kwargs is None else template_kwargs
+            instructions, history, {} if template_kwargs is None else template_kwargs, date
         )
         given = instructions is not None or conversation.messages or template_kwargs is not None
-        if isinstance(prompt_cache, PromptCache) and not given:
-            conversation = prompt_cache.conversation
+        begun = None
+        if isinstance(prompt_cache, PromptCache):
+            # Other words may be given, but the cache's own text has its date.
+            begun = prompt_cache.conversation.date
+            if not given:
+                conversation = prompt_cache.conversation
+        conversation = replace(conversation, date=date or begun or _now())
         self._take(
             SessionCore(
                 engine,
@@ -124,6 +132,7 @@ class ChatSession:
                 on_overflow=on_overflow,
             )
         )
+        self._core.fixed_date = date is not None
 
     def _take(self, core: SessionCore) -> None:
         self._core = core
@@ -156,6 +165,34 @@ class ChatSession:
     @template_kwargs.setter
     def template_kwargs(self, template_kwargs: Mapping[str, Any]) -> None:
         self._core.conversation = replace(self._core.conversation, template_kwargs=template_kwargs)
+
+    @property
+    def date(self) -> datetime:
+        """The time that the chat template writes, if it writes the date. Settable.
+
+        By default the time when the conversation began: it stays the same on later days, in forks
+        and in files, so that nothing is read again because a day has passed. `clear` begins a new
+        conversation, with the time of then. Another date, or ``None`` for the present time, takes
+        effect in the next turn, which reads the conversation again from where the date stands; and
+        a date that was given stays after `clear`, too.
+
+        Examples:
+            >>> from datetime import datetime
+            >>> from segue import ChatSession
+            >>> from segue.testing import FakeEngine
+            >>> ChatSession(FakeEngine(), date=datetime(2026, 7, 26)).date.year
+            2026
+        """
+        date = self._core.conversation.date
+        assert date is not None
+        return date
+
+    @date.setter
+    def date(self, date: datetime | None) -> None:
+        self._core.conversation = replace(
+            self._core.conversation, date=_now() if date is None else date
+        )
+        self._core.fixed_date = date is not None
 
     @property
     def generation(self) -> GenerationConfig:
@@ -617,7 +654,11 @@ class ChatSession:
             self._core.engine,
             self.conversation,
             SessionSettings.of(
-                self.generation, self.cache, cache.draft, self._core.limit.on_overflow
+                self.generation,
+                self.cache,
+                cache.draft,
+                self._core.limit.on_overflow,
+                fixed_date=self._core.fixed_date,
             ),
             self.usage,
             cache.view.ledger if "cache" in stored else None,
@@ -649,7 +690,8 @@ class ChatSession:
             path: The file.
             engine: The model.
             overrides: Arguments of ChatSession to use instead of what the file holds:
-                `instructions`, `template_kwargs`, `generation`, `cache`, `draft`, `on_overflow`.
+                `instructions`, `template_kwargs`, `generation`, `cache`, `draft`, `on_overflow`,
+                `date`.
                 With a `cache` of another kind, the saved KV cache is left out.
 
         Raises:
@@ -681,6 +723,10 @@ class ChatSession:
                 **arguments,
             )
             core = session._core
+            core.conversation = replace(core.conversation, date=conversation.date or _now())
+            core.fixed_date = (
+                overrides["date"] is not None if "date" in overrides else file.settings.fixed_date
+            )
             unused = core.restore(saved.usable_with(core.cache.config), file.ledger, file.usage)
             warn_of_losses(file, {**saved.losses, **unused}, overrides)
         session._lock = lock
@@ -705,6 +751,7 @@ class ChatSession:
     def clear(self) -> None:
         """Forget the conversation: drop cache and history, leave instructions and settings.
 
+        A new conversation begins, with a `date` of its own, unless one was given.
         A cache that the session began with, and whose tokens are unknown, stays before all.
 
         Examples:
@@ -719,7 +766,7 @@ class ChatSession:
         self._close_live()
         hold = InterruptHold()
         with hold:
-            self._core.clear()
+            self._core.clear(_now())
             hold.deliver()
 
     def __enter__(self) -> Self:
@@ -790,6 +837,10 @@ class ChatSession:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
+
+
+def _now() -> datetime:
+    return datetime.now().astimezone()
 
 
 def _whole(reply: Reply, reasoning: bool) -> str:

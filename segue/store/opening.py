@@ -42,7 +42,15 @@ CONSEQUENCES = {
 NO_LOCK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT}
 NO_LOCK |= {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP}
 
-OVERRIDES = ("instructions", "template_kwargs", "generation", "cache", "draft", "on_overflow")
+OVERRIDES = (
+    "instructions",
+    "template_kwargs",
+    "generation",
+    "cache",
+    "draft",
+    "on_overflow",
+    "date",
+)
 
 
 @contextmanager
@@ -99,6 +107,7 @@ def opening_arguments(file: SessionFile, overrides: Mapping[str, Any]) -> dict[s
         file.conversation,
         instructions=instructions,
         template_kwargs={} if template_kwargs is None else template_kwargs,
+        date=arguments.pop("date", file.date),
     )
     return {**arguments, "conversation": conversation}
 

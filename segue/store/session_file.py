@@ -14,6 +14,7 @@ import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from io import BufferedReader
 from pathlib import Path
 from types import MappingProxyType
@@ -152,6 +153,16 @@ class SessionFile:
     def template_kwargs(self) -> Mapping[str, Any]:
         """Arguments for the chat template."""
         return self.conversation.template_kwargs
+
+    @property
+    def date(self) -> datetime | None:
+        """The time that the conversation's template writes, if it writes the date.
+
+        Files of 0.1 don't have it: then the time of the last save, by this machine's clock, which
+        is the best guess at what its prompts had. ``None`` if that is unknown, too.
+        """
+        saved = self.origin.saved
+        return self.conversation.date or (None if saved is None else saved.astimezone())
 
     @property
     def title(self) -> str:

@@ -44,6 +44,8 @@ class SessionSettings:
     """The name that its draft was loaded by, if that was a model."""
     on_overflow: str = "error"
     """The way it treats a full context; ``"error"`` in place of a function."""
+    fixed_date: bool = False
+    """True if its date was given, so that `clear` keeps it."""
     left_out: tuple[str, ...] = ()
     """The names of settings that were code, and are missing."""
 
@@ -54,6 +56,8 @@ class SessionSettings:
         cache: CacheConfig,
         draft: Engine | Literal["prompt-lookup"] | None,
         on_overflow: object,
+        *,
+        fixed_date: bool = False,
     ) -> SessionSettings:
         """Return what a file can keep of a session's settings."""
         left_out = [name for name in CODE if getattr(generation, name)]
@@ -66,6 +70,7 @@ class SessionSettings:
             draft=draft if isinstance(draft, str) else None,
             draft_model=None if draft is None or isinstance(draft, str) else draft.source,
             on_overflow=str(on_overflow),
+            fixed_date=fixed_date,
             left_out=tuple(left_out),
         )
 
@@ -84,6 +89,7 @@ class SessionSettings:
                 "prompt_lookup_tokens": self.generation.num_draft_tokens if self.draft else None,
                 "draft_model": self.draft_model,
                 "on_overflow": self.on_overflow,
+                "fixed_date": self.fixed_date,
                 "left_out": self.left_out,
             }
         )
@@ -113,13 +119,15 @@ class SessionSettings:
                 draft=None if drafts is None else PROMPT_LOOKUP,
                 draft_model=entry.get("draft_model"),
                 on_overflow=entry.get("on_overflow", "error"),
+                fixed_date=entry.get("fixed_date", False),
                 left_out=_names(entry.get("left_out", [])),
             )
         except (TypeError, ConfigurationError) as error:
             raise ValueError(f"they can't be used ({error})") from error
-        sound = isinstance(settings.draft_model, str | None) and settings.on_overflow in (
-            "error",
-            "drop-oldest",
+        sound = (
+            isinstance(settings.draft_model, str | None)
+            and settings.on_overflow in ("error", "drop-oldest")
+            and isinstance(settings.fixed_date, bool)
         )
         if not sound:
             raise ValueError("they have a wrong type")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from datetime import datetime
 from typing import Any
 
 from ..conversation import Conversation
@@ -25,13 +26,14 @@ def conversation_to_json(conversation: Conversation) -> str:
     Raises:
         ValueError: if the template's arguments hold something that JSON can't express.
     """
-    return _written(
-        {
-            "instructions": conversation.instructions,
-            "history": [_message_to_entry(message) for message in conversation.messages],
-            "template_kwargs": dict(conversation.template_kwargs),
-        }
-    )
+    entry = {
+        "instructions": conversation.instructions,
+        "history": [_message_to_entry(message) for message in conversation.messages],
+        "template_kwargs": dict(conversation.template_kwargs),
+    }
+    if conversation.date is not None:
+        entry["date"] = conversation.date.isoformat()
+    return _written(entry)
 
 
 def conversation_from_json(text: str) -> Conversation:
@@ -53,7 +55,19 @@ def conversation_from_json(text: str) -> Conversation:
         raise ValueError("its messages are not of the form they should have") from error
     # JSON's readers take lone surrogates and NaN, its writers don't.
     _written({"instructions": instructions, "template_kwargs": kwargs})
-    return Conversation(instructions, messages, kwargs)
+    return Conversation(instructions, messages, kwargs, _date(entry.get("date")))
+
+
+def _date(text: object) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        date = datetime.fromisoformat(text) if isinstance(text, str) else None
+        if date is not None and date.utcoffset() is not None:
+            return date
+    except (ValueError, OverflowError):
+        pass
+    raise ValueError("its date is not of the form it should have")
 
 
 def _written(conversation: dict[str, Any]) -> str:

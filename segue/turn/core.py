@@ -20,6 +20,8 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Literal, Self
 
 from ..config import CacheConfig, GenerationConfig, check_generation
@@ -82,6 +84,8 @@ class SessionCore:
         self.generation = self.checked(generation)
         """The settings of replies, unless they are overridden."""
         self._planner = Planner(PromptBuilder(engine.tokenizer), self.limit)
+        self.fixed_date = False
+        """True if the conversation's date was given, so that it stays when all else is cleared."""
         self.busy = False
         """True while a prompt is made, so that what is called then (templates, `on_overflow`) finds
         the session busy. Set with a plain ``try`` and ``finally``: an interrupt inside a context
@@ -263,10 +267,16 @@ class SessionCore:
                 self.conversation = self.conversation.extended(said)
         self.cache.commit(reader.tokens)
 
-    def clear(self) -> None:
-        """Forget the conversation; instructions and template arguments stay."""
+    def clear(self, date: datetime) -> None:
+        """Forget the conversation; instructions and template arguments stay.
+
+        Args:
+            date: The new conversation's date, unless the session has a fixed one.
+        """
         self.cache.clear()
         self.conversation = self.conversation.with_messages(())
+        if not self.fixed_date:
+            self.conversation = replace(self.conversation, date=date)
 
     def fork(self) -> Self:
         """Return another core that holds the same; its usage begins anew."""
