@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,19 @@ from kit.gguf_files import (
 )
 from kit.models import CHATML
 from kit.paths import RECORDED
-from segue import ChatSession, GenerationConfig, ModelFormatError, UnsupportedModelError
+from segue import (
+    ChatSession,
+    Conversation,
+    GenerationConfig,
+    Message,
+    ModelFormatError,
+    UnsupportedModelError,
+)
 from segue.gguf.header import GGUFFile
 from segue.gguf.tokenizer import load_tokenizer
 from segue.gguf.words import WORDS
 from segue.tokenizers.hugging_face import HuggingFaceTokenizer
+from segue.turn.rendering import Renderer
 
 WORDS_AND_IDS = json.loads((RECORDED / "gguf_words.json").read_text())
 
@@ -214,6 +223,16 @@ def test_bos_stands_nowhere_but_in_front():
     tokenizer = HuggingFaceTokenizer(load_tokenizer(header(gemma_vocabulary(), WITHOUT_BOS)))
     assert 2 not in tokenizer.encode("hello")
     assert tokenizer.decode(tokenizer.encode("hello")) == "hello"
+
+
+@pytest.mark.parametrize("demanded", [True, False])
+def test_a_template_that_writes_the_date_has_that_of_the_conversation(demanded):
+    template = "{{- strftime_now('%d.%m.%Y') }}\n" + CHATML
+    file = header(gemma_vocabulary(), template, add_bos_token=demanded)
+    tokenizer = HuggingFaceTokenizer(load_tokenizer(file))
+    assert tokenizer.writes_date
+    said = Conversation(None, [Message.user("Hi")], date=datetime(2024, 2, 29))
+    assert "29.02.2024\n" in Renderer(tokenizer).render(said)
 
 
 def test_a_template_that_renders_nothing_still_does():
