@@ -46,7 +46,7 @@ from .store.prompt_cache import load_prompt_cache
 from .store.session_file import SessionFile
 from .tool_call import ToolCall
 from .turn.reply import Reply
-from .usage import TurnPreview, TurnUsage, Usage
+from .usage import MissReason, Reuse, TurnPreview, TurnUsage, Usage
 
 if TYPE_CHECKING:
     from .loading import load
@@ -69,6 +69,7 @@ __all__ = [
     "LostWordsError",
     "Message",
     "MessageError",
+    "MissReason",
     "MissingTemplateError",
     "MlxEngine",
     "ModelFormatError",
@@ -80,6 +81,7 @@ __all__ = [
     "PromptCacheFormatError",
     "PromptCacheMismatchError",
     "Reply",
+    "Reuse",
     "Role",
     "SegueError",
     "SessionBusyError",

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
-_Slices = TypeVar("_Slices", str, tuple[int, ...], list[int])
+_Slices = TypeVar("_Slices", str, tuple[object, ...], list[int])
 
 
 class Seam(NamedTuple):

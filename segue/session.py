@@ -37,7 +37,7 @@ from .turn.core import SessionCore
 from .turn.overflow import OnOverflow
 from .turn.plan import TurnPlan
 from .turn.reply import Reply
-from .usage import TurnPreview, Usage
+from .usage import Reuse, TurnPreview, Usage
 
 
 class ChatSession:
@@ -195,6 +195,11 @@ class ChatSession:
         self._core.fixed_date = date is not None
 
     @property
+    def writes_date(self) -> bool:
+        """True if the chat template writes the date, so that `date` matters."""
+        return self._core.writes_date
+
+    @property
     def generation(self) -> GenerationConfig:
         """The settings of replies. Settable; takes effect in the next turn."""
         return self._core.generation
@@ -249,6 +254,14 @@ class ChatSession:
     def usage(self) -> Usage:
         """The cost of the session so far; a live reply counts once it has ended."""
         return self._core.usage
+
+    @property
+    def reuse(self) -> Reuse | None:
+        """How much of the latest turn's prompt was cached, and why not more; see `Reply.reuse`.
+
+        ``None`` before the first turn of this process has ended.
+        """
+        return self._core.latest_reuse
 
     def respond(
         self,
@@ -438,7 +451,8 @@ class ChatSession:
             # a seed, it need not draw one, which would change the replies to come.
             seeded = replace(plan, config=replace(plan.config, seed=0))
             self._core.run(seeded, None).close()
-            return TurnPreview(plan.length, self._core.shared_tokens(plan), plan.dropped)
+            reuse = self._core.explain_plan(plan)
+            return TurnPreview(plan.length, reuse.tokens, plan.dropped, reuse)
         finally:
             self._core.busy = False
 
@@ -727,7 +741,13 @@ class ChatSession:
             core.fixed_date = (
                 overrides["date"] is not None if "date" in overrides else file.settings.fixed_date
             )
-            unused = core.restore(saved.usable_with(core.cache.config), file.ledger, file.usage)
+            unused = core.restore(
+                saved.usable_with(core.cache.config),
+                file.ledger,
+                file.usage,
+                conversation=replace(file.conversation, date=file.date),
+                missing=saved.missing_with(core.cache.config),
+            )
             warn_of_losses(file, {**saved.losses, **unused}, overrides)
         session._lock = lock
         return session

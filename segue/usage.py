@@ -3,8 +3,80 @@
 # No postponed annotations here: type hints must resolve when a class says it is `segue`'s.
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from .messages import Message
+
+
+class MissReason(StrEnum):
+    """Why a turn could not reuse all that had been cached."""
+
+    INSTRUCTIONS = "instructions"
+    """The instructions are others than before."""
+    TEMPLATE_KWARGS = "template_kwargs"
+    """The template's arguments are others than before: `tools`, say."""
+    DATE = "date"
+    """The template writes another date than before."""
+    MESSAGE = "message"
+    """A message is another than before, or was taken back."""
+    DROPPED = "dropped"
+    """Messages were dropped, so that the prompt fits into the model's context."""
+    TEMPLATE = "template"
+    """The template renders the same conversation otherwise than before. Many leave out the
+    reasoning of earlier turns, or write a reply otherwise than the model said it."""
+    TOKENS = "tokens"
+    """The text is the same, but the tokenizer makes other tokens of it."""
+    REWIND = "rewind"
+    """The cache can't drop just its newest tokens, and went back further."""
+    LOST = "lost"
+    """The cache was lost, or holds less than before: after a failure, in a file without it."""
+    ENGINE = "engine"
+    """The engine reports that it reused less than it was sent before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reuse:
+    """How much of a prompt was cached, and why it was not more.
+
+    Examples:
+        >>> from segue import ChatSession
+        >>> from segue.testing import FakeEngine
+        >>> session = ChatSession(FakeEngine(["Hello.", "Fine."]), instructions="Be brief.")
+        >>> _ = session.respond("Hi")
+        >>> session.instructions = "Be kind."
+        >>> _ = session.respond("How are you?")
+        >>> print(session.reuse)
+        20 of 103 tokens were reused: the instructions changed.
+    """
+
+    tokens: int
+    """How many tokens were reused."""
+    prompt_tokens: int
+    """Tokens in the prompt."""
+    reason: MissReason | None = None
+    """Why not all that had been cached was reused; ``None`` if all was, the very end of the last
+    reply aside, which templates write in ways of their own. Of several reasons, the one that comes
+    first in the prompt."""
+    message_index: int | None = None
+    """The message at which the prompt parts from the cache: its index in the history."""
+    held_tokens: int = 0
+    """How many tokens had been cached when the turn before ended."""
+    shared_tokens: int = 0
+    """How many of those the prompt begins with: more than `tokens` if the cache could not go back
+    to just there."""
+    detail: str = ""
+    """The reason in words."""
+
+    def __str__(self) -> str:
+        count = f"{self.tokens:,} of {self.prompt_tokens:,} tokens were reused"
+        if not self.held_tokens and self.reason is None:
+            return f"{count}: nothing was cached before."
+        if self.reason is None:
+            return f"{count}: all that was cached."
+        back = ""
+        if self.reason is not MissReason.REWIND and self.tokens < self.shared_tokens:
+            back = f"; of {self.shared_tokens:,} that were the same, as the cache went back further"
+        return f"{count}: {self.detail}{back}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +108,8 @@ class TurnPreview:
     alone."""
     dropped: tuple[Message, ...] = ()
     """The messages that would leave the history, so that the prompt fits into the context."""
+    reuse: Reuse | None = None
+    """How much would be reused, and why not more."""
 
     @property
     def fed_tokens(self) -> int:

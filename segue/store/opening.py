@@ -140,6 +140,15 @@ class SavedState:
         """Return the sections for a context of this kind; none for one of another kind."""
         return self._stored if cache.kind == self._cache.kind else {}
 
+    def missing_with(self, cache: CacheConfig) -> str:
+        """Return why there is no KV cache for a context of this kind, in words."""
+        for section in ("cache", "tokens", "prefix"):
+            if section in self.losses:
+                return f"the saved KV cache can't be used: {self.losses[section]}"
+        if cache.kind != self._cache.kind:
+            return "the settings of the KV cache are others than in the file"
+        return "the file has no KV cache"
+
     def _read_prefix(self, engine: Engine) -> PromptCache | None:
         section = self._stored.get("prefix")
         if section is None:

@@ -36,15 +36,16 @@ from ..engine import (
     StoredState,
 )
 from ..errors import SessionBusyError, TemplateWarning
-from ..ledger import TokenLedger
+from ..ledger import TokenLedger, common_prefix
 from ..messages import Message
 from ..prompt_cache import PromptCache
 from ..text.reader import ReplyReader
-from ..usage import TurnUsage, Usage
+from ..usage import Reuse, TurnUsage, Usage
 from .cache import CachedContext
 from .overflow import ContextLimit, OnOverflow
 from .plan import Planner, TurnPlan
 from .prompt import PromptBuilder
+from .reuse import Opening, Read, explain
 
 
 class SessionCore:
@@ -83,7 +84,10 @@ class SessionCore:
         """The context, with the ledger of what it holds."""
         self.generation = self.checked(generation)
         """The settings of replies, unless they are overridden."""
-        self._planner = Planner(PromptBuilder(engine.tokenizer), self.limit)
+        prompts = PromptBuilder(engine.tokenizer)
+        self._planner = Planner(prompts, self.limit)
+        self.writes_date = prompts.renderer.writes_date
+        """True if the chat template writes the conversation's date."""
         self.fixed_date = False
         """True if the conversation's date was given, so that it stays when all else is cleared."""
         self.busy = False
@@ -92,6 +96,14 @@ class SessionCore:
         manager's own code could leave it set."""
         self._turns: list[TurnUsage] = []
         self._prewarmed = 0
+        # What the cache was read from, and how much of that it held when that was last known.
+        self._read: Read | None = None
+        if prompt_cache is not None and prompt_cache.ledger is not None:
+            self._read = Read(prompt_cache.conversation, prompt_cache.ledger)
+        self._held = self.cache.offset
+        self._opening = self._found(self._held)
+        # The latest turn that replied, with what it found, and what it reused.
+        self._latest: tuple[Opening, TurnPlan, int] | None = None
         # What was said of the template already; forks need not say it again.
         self._warned: set[str] = set()
 
@@ -205,6 +217,39 @@ class SessionCore:
         """Return how many tokens of a turn's prompt are cached, at most."""
         return self.cache.prefix + self.cache.shared(plan.prompt.ledger)
 
+    def explain_plan(self, plan: TurnPlan) -> Reuse:
+        """Return how much a turn would reuse, at most, and why not more."""
+        shared = self.shared_tokens(plan)
+        return explain(self.engine.tokenizer, self._found(shared), plan, shared)
+
+    def explain(self, opening: Opening, plan: TurnPlan, reused: int) -> Reuse:
+        """Return how much a turn reused, and why not more.
+
+        Args:
+            opening: The cache, as the turn found it: `opening`.
+            plan: The turn.
+            reused: How many tokens were reused.
+        """
+        return explain(self.engine.tokenizer, opening, plan, reused)
+
+    @property
+    def opening(self) -> Opening:
+        """The cache, as the turn found it that was opened last."""
+        return self._opening
+
+    @property
+    def latest_reuse(self) -> Reuse | None:
+        """What the latest turn reused; ``None`` before the first reply."""
+        return None if self._latest is None else self.explain(*self._latest)
+
+    def _found(self, kept: int) -> Opening:
+        """Return the cache as it is now, and how many tokens it holds once it was rewound."""
+        read = self._read
+        if read is not None and not read.lost and self.cache.offset < self._held:
+            # Between calls, engines may take memory from their contexts.
+            read = replace(read, lost="the engine let go of a part of the cache")
+        return Opening(read, self.cache.prefix, self.cache.offset - self.cache.prefix, kept)
+
     def run(self, plan: TurnPlan, progress: PrefillProgress | None) -> Generator[Step, None, None]:
         """Return a generator of a turn's steps; the first one feeds the prompt.
 
@@ -245,15 +290,31 @@ class SessionCore:
         Returns:
             How many tokens of the prompt are cached.
         """
+        found = self._found(0)
         cached = self.cache.turn_to(plan.prompt.ledger, feeds=feeds)
+        self._opening = replace(found, kept=cached)
         # While it was planned, `on_overflow` may have set instructions or template arguments.
         self.conversation = self.conversation.with_messages(plan.conversation.messages)
         if not feeds:
             self.cache.commit()
+            self._read = self._after_cut(plan)
+            self._held = self.cache.offset
         return cached
+
+    def _after_cut(self, plan: TurnPlan) -> Read | None:
+        """Return what the cache was read from, once messages were taken back."""
+        read = self._opening.read
+        if read is None:
+            return None
+        if self.cache.offset < plan.length:
+            read = replace(read, lost=read.lost or "the cache could not go back just so far")
+        messages = plan.conversation.messages
+        cut = common_prefix(read.conversation.messages, messages)
+        return replace(read, cut=cut if read.cut is None else min(cut, read.cut))
 
     def commit(self, plan: TurnPlan, reader: ReplyReader, usage: TurnUsage) -> None:
         """Write back what a turn really did."""
+        read = plan.conversation
         if not plan.replies:
             self._prewarmed += usage.fed_tokens
         else:
@@ -265,7 +326,15 @@ class SessionCore:
                     reader.text, tool_calls=reader.calls, reasoning=reader.reasoning or None
                 )
                 self.conversation = self.conversation.extended(said)
+                read = read.extended(said)
+            self._latest = (self._opening, plan, usage.cached_tokens)
         self.cache.commit(reader.tokens)
+        self._held = self.cache.offset
+        if self._held >= self._opening.kept:
+            self._read = Read(read, self.cache.ledger)
+        else:
+            kept = plan.prompt.ledger.truncate(self._opening.kept - self.cache.prefix)
+            self._read = Read(plan.conversation, kept, "the cache was emptied by a failure")
 
     def clear(self, date: datetime) -> None:
         """Forget the conversation; instructions and template arguments stay.
@@ -274,6 +343,7 @@ class SessionCore:
             date: The new conversation's date, unless the session has a fixed one.
         """
         self.cache.clear()
+        self._read, self._held = None, self.cache.offset
         self.conversation = self.conversation.with_messages(())
         if not self.fixed_date:
             self.conversation = replace(self.conversation, date=date)
@@ -282,11 +352,20 @@ class SessionCore:
         """Return another core that holds the same; its usage begins anew."""
         twin = copy.copy(self)
         twin.cache = self.cache.fork()
-        twin._turns, twin._prewarmed = [], 0
+        twin._turns, twin._prewarmed, twin._latest = [], 0, None
+        if twin._read is not None and twin.cache.offset < self._held:
+            twin._read = replace(twin._read, lost="this engine can't copy caches into forks")
+        twin._held = twin.cache.offset
         return twin
 
     def restore(
-        self, stored: Mapping[str, StoredState], ledger: TokenLedger, usage: Usage
+        self,
+        stored: Mapping[str, StoredState],
+        ledger: TokenLedger,
+        usage: Usage,
+        *,
+        conversation: Conversation,
+        missing: str,
     ) -> Mapping[str, str]:
         """Continue a saved session.
 
@@ -294,11 +373,19 @@ class SessionCore:
             stored: What its context held.
             ledger: The ids in that.
             usage: What the session had cost.
+            conversation: What its context was read from.
+            missing: Why nothing of its context is stored, in words.
 
         Returns:
             The sections that could not be used, and why.
         """
         self._turns, self._prewarmed = list(usage.turns), usage.prewarmed_tokens
-        return self.cache.restore(
+        unused = self.cache.restore(
             stored, ledger, Acceptance(usage.proposed_tokens, usage.accepted_tokens)
         )
+        self._held = self.cache.offset
+        if self.cache.ledger.ids:
+            self._read = Read(conversation, self.cache.ledger)
+        elif conversation.messages:
+            self._read = Read(conversation, None, unused.get("cache", missing).rstrip("."))
+        return unused

@@ -27,7 +27,7 @@ from ..messages import Message
 from ..response import FinishReason, GenerationResponse
 from ..text.reader import ReplyReader
 from ..text.tags import TextPiece
-from ..usage import TurnUsage
+from ..usage import Reuse, TurnUsage
 from .core import SessionCore
 from .plan import TurnPlan
 
@@ -70,6 +70,7 @@ class Reply:
         self._steps = steps
         self._reader = reader
         self._cached = cached
+        self._opening = core.opening
         # Pieces that the newest token made besides the one that was yielded.
         self._waiting: list[GenerationResponse] = []
         self._hold = InterruptHold()
@@ -114,6 +115,11 @@ class Reply:
         What the engine reports; until it does, what the session's cache should hold.
         """
         return self._cached
+
+    @property
+    def reuse(self) -> Reuse:
+        """How much of the prompt was cached, and why not more. Worked out when it is asked for."""
+        return self._core.explain(self._opening, self._plan, self.cached_tokens)
 
     @property
     def dropped(self) -> tuple[Message, ...]:

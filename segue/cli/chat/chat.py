@@ -136,7 +136,9 @@ class TerminalChat:
                     reply.close()
                 view.finish(reply)
         self._complete = None if stopped else self._state()
-        self.note(turn_line(self.session.usage.turns[-1], last, first_token, stopped=stopped))
+        turn = self.session.usage.turns[-1]
+        line = turn_line(turn, last, first_token, stopped=stopped, reuse=reply.reuse)
+        self.note(line)
         return last is not None or not stopped
 
     def _round(self) -> None:

@@ -6,8 +6,22 @@ from rich.table import Table
 
 from ...response import FinishReason, GenerationResponse
 from ...session import ChatSession
-from ...usage import TurnUsage
+from ...usage import MissReason, Reuse, TurnUsage
 from ..words import count
+
+COLUMNS = 80
+# Fewer tokens than these are read again without a word.
+TOKENS_WORTH_NOTE = 64
+# What a person did not ask for: a message that was edited needs no explanation.
+MISSED = {
+    MissReason.DATE: "another date",
+    MissReason.DROPPED: "old turns dropped",
+    MissReason.TEMPLATE: "{place} rendered anew",
+    MissReason.TOKENS: "{place} tokenized anew",
+    MissReason.REWIND: "cache can't go back so far",
+    MissReason.LOST: "cache lost",
+    MissReason.ENGINE: "engine reused less",
+}
 
 
 def turn_line(
@@ -16,15 +30,18 @@ def turn_line(
     first_token: float | None,
     *,
     stopped: bool,
+    reuse: Reuse | None = None,
 ) -> str:
-    """The cost of a turn in one line.
+    """The cost of a turn in one line, of at most 80 columns.
 
     Args:
         turn: The turn's figures.
         last: The last piece of the reply, if it had any.
         first_token: Seconds until the first token.
         stopped: True if the person stopped the reply.
+        reuse: Why not more was reused.
     """
+    missed = "" if reuse is None else missed_words(reuse)
     figures = [f"{count(turn.fed_tokens, 'token')} read", f"{turn.cached_tokens:,} reused"]
     if first_token is not None:
         figures.append(f"first token {first_token:.2f} s")
@@ -34,7 +51,20 @@ def turn_line(
         figures.insert(0, "stopped")
     elif last is not None and last.finish_reason is FinishReason.LENGTH:
         figures.insert(0, "cut")
+    if missed:
+        figures.insert(figures.index(f"{turn.cached_tokens:,} reused") + 1, missed)
+    # Times are in /stats, too.
+    while len(" · ".join(figures)) > COLUMNS and len(figures) > 2:
+        figures.pop()
     return " · ".join(figures)
+
+
+def missed_words(reuse: Reuse) -> str:
+    """Why much was read again that nobody expected, in few words; empty if it was not much."""
+    if reuse.reason not in MISSED or reuse.held_tokens - reuse.tokens < TOKENS_WORTH_NOTE:
+        return ""
+    index = reuse.message_index
+    return MISSED[reuse.reason].format(place="start" if index is None else f"message {index}")
 
 
 def usage_table(session: ChatSession) -> Table:
@@ -51,6 +81,10 @@ def usage_table(session: ChatSession) -> Table:
         "time after them": f"{usage.decode_seconds:.1f} s",
         "tokens in the KV cache": f"{session.cached_tokens:,}",
     }
+    if session.reuse is not None:
+        rows["latest turn"] = str(session.reuse)
+    if session.writes_date:
+        rows["date in prompts"] = f"{session.date:%Y-%m-%d}"
     if usage.checkpoints:
         rows["checkpoints in the KV cache"] = (
             f"{usage.checkpoints} ({usage.checkpoint_bytes / 2**20:.1f} MiB)"

@@ -1,0 +1,307 @@
+"""Why a turn reused no more of the cache than it did.
+
+*How it works.* A session remembers what its cache was read from: the conversation, and the ledger
+of the ids. A prompt parts from these ids somewhere. The texts of both are compared, to find at
+which character. Then each thing that has changed since (instructions, arguments, date, a message)
+is set back by itself, and the prompt rendered again: this shows from which character on the change
+matters. The change that matters where the two texts part is the reason. If there is none, the
+template itself rendered the same conversation otherwise, and the message is found in which it did.
+
+All this is done when someone asks, not in the turn.
+
+*What does not work.* Comparing conversations alone: they don't say where a template writes what.
+Some write the instructions before the last question, and tools after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from ..conversation import Conversation
+from ..engine import Tokenizer
+from ..errors import TemplateError
+from ..ledger import TokenLedger, common_prefix
+from ..messages import Message
+from ..usage import MissReason, Reuse
+from .plan import TurnPlan
+from .rendering import Renderer
+from .spelling import SEAM_CONTEXT
+
+# Contents that share neither beginning nor end with what was said.
+OTHERS = ("\u2042 zqx \u2042", "zqx")
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What a cache was read from."""
+
+    conversation: Conversation
+    """The conversation."""
+    ledger: TokenLedger | None
+    """The ids, after an opaque prefix; ``None`` if they are unknown, and lost."""
+    lost: str = ""
+    """Why the cache holds less than these ids, in words; empty if nobody took them back."""
+    cut: int | None = None
+    """The index of the first message that was taken back since."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A cache as a turn finds it."""
+
+    read: Read | None
+    """What it was read from; ``None`` if nothing was read yet."""
+    prefix: int
+    """How many tokens its opaque prefix has."""
+    held: int
+    """How many ids it holds after that."""
+    kept: int
+    """How many tokens it holds once it was rewound, the prefix included."""
+
+
+class _Cause(NamedTuple):
+    """A reason, and the message."""
+
+    reason: MissReason
+    message: int | None
+    detail: str
+
+
+def explain(tokenizer: Tokenizer, opening: Opening, plan: TurnPlan, reused: int) -> Reuse:
+    """Return how much of a turn's prompt was reused, and why not more.
+
+    Args:
+        tokenizer: The engine's tokenizer.
+        opening: The cache, as the turn found it.
+        plan: The turn.
+        reused: How many tokens the engine reused, an opaque prefix included.
+    """
+    read, prefix = opening.read, opening.prefix
+    if read is None:
+        return Reuse(reused, plan.length, held_tokens=prefix, shared_tokens=prefix)
+    if read.ledger is None:
+        cause: _Cause | None = _Cause(MissReason.LOST, None, read.lost)
+        return _reuse(cause, reused, plan, prefix, prefix)
+    before, prompt = read.ledger.ids, plan.prompt.ledger.ids
+    common = common_prefix(before, prompt)
+    # The last id of a prompt is always fed.
+    shared = min(common, len(prompt) - 1)
+    there = min(shared, opening.held)
+    if reused < opening.kept:
+        cause = _Cause(MissReason.ENGINE, None, "the engine reused less than it was sent before")
+    elif there < shared:
+        cause = _lost(read, plan.conversation)
+    else:
+        cause = None
+        if common < len(before):
+            cause = _Parting(tokenizer, read.conversation, read.ledger, plan, shared).cause()
+        if cause is None and opening.kept < prefix + there:
+            cause = _Cause(
+                MissReason.REWIND,
+                None,
+                f"the cache could not go back to the first {prefix + there:,}, which are the same",
+            )
+    return _reuse(cause, reused, plan, prefix + len(before), prefix + there)
+
+
+def _reuse(cause: _Cause | None, reused: int, plan: TurnPlan, held: int, shared: int) -> Reuse:
+    reason, index, detail = (None, None, "") if cause is None else cause
+    return Reuse(reused, plan.length, reason, index, held, shared, detail)
+
+
+def _lost(read: Read, new: Conversation) -> _Cause:
+    if read.lost or read.cut is None:
+        return _Cause(MissReason.LOST, None, read.lost or "the cache holds less than before")
+    first = common_prefix(read.conversation.messages, new.messages)
+    if first == read.cut < len(new.messages):
+        return _other_message(new, first)
+    return _Cause(MissReason.MESSAGE, read.cut, f"message {read.cut} was taken back")
+
+
+def _other_message(new: Conversation, index: int) -> _Cause:
+    if index < len(new.messages):
+        role = new.messages[index].role
+        detail = f"message {index} ({role}) is another than before"
+        return _Cause(MissReason.MESSAGE, index, detail)
+    return _Cause(MissReason.MESSAGE, index, f"message {index} was taken back")
+
+
+class _Parting:
+    """Finds why a prompt parts from the ids that were read.
+
+    Args:
+        tokenizer: The engine's tokenizer.
+        old: What the ids were read from.
+        ledger: The ids.
+        plan: The turn.
+        shared: How many ids the prompt shares with them.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        old: Conversation,
+        ledger: TokenLedger,
+        plan: TurnPlan,
+        shared: int,
+    ) -> None:
+        self._tokenizer = tokenizer
+        # The turn's own would forget what it found out, as arguments of the template change.
+        self._renderer = Renderer(tokenizer)
+        self._old, self._new = old, plan.conversation
+        self._dropped = bool(plan.dropped)
+        self._ledger = ledger
+        self._text = plan.prompt.ledger.text
+        self._shared = shared
+        # Where the texts part, and where the ids do.
+        self._parted = common_prefix(ledger.text, self._text)
+        self._kept = len(tokenizer.decode(ledger.ids[:shared]))
+        # The first message that is another.
+        self._first = common_prefix(old.messages, self._new.messages)
+
+    def cause(self) -> _Cause | None:
+        """Return the reason; ``None`` if only the end of the last reply is another."""
+        extended = self._first == len(self._old.messages)
+        if extended and self._is_after_all():
+            return None
+        if self._are_other_tokens():
+            index = self._index_at(self._kept)
+            detail = f"the tokenizer makes other tokens of {self._named(index)}"
+            return _Cause(MissReason.TOKENS, index, detail)
+        changes = self._changes()
+        if changes:
+            known = [
+                (place, number, cause)
+                for number, (cause, place) in enumerate(changes)
+                if place is not None and place <= self._parted
+            ]
+            if known:
+                return max(known)[2]
+            if len(changes) == 1 and changes[0][1] is None:
+                return changes[0][0]
+        index = self._index_at(self._parted)
+        detail = f"the chat template rendered {self._named(index)} otherwise than before"
+        return _Cause(MissReason.TEMPLATE, index, detail)
+
+    def _changes(self) -> list[tuple[_Cause, int | None]]:
+        """Return what has changed, and from which character of the prompt on that matters."""
+        old, new = self._old, self._new
+        found: list[tuple[_Cause, int | None]] = []
+        if old.instructions != new.instructions:
+            cause = _Cause(MissReason.INSTRUCTIONS, None, "the instructions changed")
+            found.append((cause, self._differs(replace(new, instructions=old.instructions))))
+        if old.template_kwargs != new.template_kwargs:
+            names = sorted(
+                name
+                for name in {*old.template_kwargs, *new.template_kwargs}
+                if old.template_kwargs.get(name) != new.template_kwargs.get(name)
+            )
+            detail = f"the template's arguments changed ({', '.join(names) or 'their order'})"
+            cause = _Cause(MissReason.TEMPLATE_KWARGS, None, detail)
+            found.append((cause, self._differs(replace(new, template_kwargs=old.template_kwargs))))
+        if self._renderer.writes_date and old.date != new.date:
+            cause = _Cause(MissReason.DATE, None, "the template writes another date")
+            found.append((cause, self._differs(replace(new, date=old.date))))
+        if self._first < len(old.messages):
+            cause = _other_message(new, self._first)
+            if self._dropped:
+                detail = f"messages from {self._first} on were dropped to make room"
+                cause = _Cause(MissReason.DROPPED, self._first, detail)
+            found.append((cause, self._start(self._first)))
+        return found
+
+    def _differs(self, other: Conversation) -> int | None:
+        """Return where the prompt of another conversation differs; ``None`` if it has none."""
+        text = self._rendered(other)
+        return None if text is None else common_prefix(text, self._text)
+
+    def _rendered(self, conversation: Conversation) -> str | None:
+        try:
+            return self._renderer.render(conversation)
+        except TemplateError:
+            return None
+
+    def _are_other_tokens(self) -> bool:
+        """Return True if ids are not shared whose text is, more than a tokenizer may join."""
+        ids = self._ledger.ids[: self._shared + SEAM_CONTEXT]
+        if len(ids) < self._shared + SEAM_CONTEXT:
+            return self._parted == len(self._ledger.text) > self._kept
+        return len(self._tokenizer.decode(ids)) < self._parted
+
+    def _is_after_all(self) -> bool:
+        """Return True if all that was said before is shared: only the end of the reply is not."""
+        for index in reversed(range(len(self._old.messages))):
+            end = self._end(index)
+            if end is not None:
+                return self._kept >= end
+        return False
+
+    def _index_at(self, place: int) -> int | None:
+        """Return the message that a character of the prompt belongs to; ``None`` before them."""
+        messages = self._new.messages
+        system = self._new.instructions
+        if system is not None:
+            changed = [replace(self._new, instructions=other) for other in OTHERS]
+            start, end = self._span(lambda: map(self._rendered, changed))
+            if start is not None and end is not None and start <= place < end:
+                return None
+        low, high = 0, len(messages)
+        while low < high:
+            middle = probe = (low + high) // 2
+            end = self._end(probe)
+            while end is None and probe + 1 < high:  # it is not rendered
+                probe += 1
+                end = self._end(probe)
+            if end is None or place < end:
+                high = middle
+            else:
+                low = probe + 1
+        return min(low, len(messages) - 1) if messages else None
+
+    def _start(self, index: int) -> int | None:
+        """Return where a message begins in the prompt: after the last one, if it has none."""
+        if index >= len(self._new.messages):
+            return self._end(index - 1) if index else 0
+        return self._span_of(index)[0]
+
+    def _end(self, index: int) -> int | None:
+        """Return where a message ends in the prompt; ``None`` if it is not rendered."""
+        return self._span_of(index)[1]
+
+    def _span_of(self, index: int) -> tuple[int | None, int | None]:
+        messages = self._new.messages
+
+        def changed() -> list[str | None]:
+            texts = []
+            for other in OTHERS:
+                message = messages[index]
+                bare = Message(message.role, other, message.name, (), message.tool_call_id)
+                for instead in (bare, replace(message, content=other)):
+                    text = self._rendered(
+                        self._new.with_messages(
+                            (*messages[:index], instead, *messages[index + 1 :])
+                        )
+                    )
+                    if text is not None:
+                        break
+                texts.append(text)
+            return texts
+
+        return self._span(changed)
+
+    def _span(self, changed: Callable[[], Iterable[str | None]]) -> tuple[int | None, int | None]:
+        """Return the part of the prompt that differs from some other prompts."""
+        texts = [text for text in changed() if text is not None and text != self._text]
+        if not texts:
+            return None, None
+        start = min(common_prefix(text, self._text) for text in texts)
+        backwards = self._text[::-1]
+        tail = min(common_prefix(text[::-1], backwards) for text in texts)
+        return start, max(len(self._text) - tail, start)
+
+    def _named(self, index: int | None) -> str:
+        if index is None:
+            return "its beginning" if self._new.instructions is None else "the instructions"
+        return f"message {index} ({self._new.messages[index].role})"
