@@ -62,8 +62,8 @@ class Reuse:
     held_tokens: int = 0
     """How many tokens had been cached when the turn before ended."""
     shared_tokens: int = 0
-    """How many of those the prompt begins with: more than `tokens` if the cache could not go back
-    to just there."""
+    """How many of those the prompt begins with: more than `tokens` if the cache no longer had all
+    of them, or could not go back to just there."""
     detail: str = ""
     """The reason in words."""
 
@@ -73,10 +73,7 @@ class Reuse:
             return f"{count}: nothing was cached before."
         if self.reason is None:
             return f"{count}: all that was cached."
-        back = ""
-        if self.reason is not MissReason.REWIND and self.tokens < self.shared_tokens:
-            back = f"; of {self.shared_tokens:,} that were the same, as the cache went back further"
-        return f"{count}: {self.detail}{back}."
+        return f"{count}: {self.detail}."
 
 
 @dataclass(frozen=True, slots=True)

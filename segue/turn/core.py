@@ -307,7 +307,7 @@ class SessionCore:
         if read is None:
             return None
         if self.cache.offset < plan.length:
-            read = replace(read, lost=read.lost or "the cache could not go back just so far")
+            read = replace(read, rewound=True)
         messages = plan.conversation.messages
         cut = common_prefix(read.conversation.messages, messages)
         return replace(read, cut=cut if read.cut is None else min(cut, read.cut))

@@ -317,11 +317,11 @@ class Renderer:
 
     def _suspects(self, messages: Sequence[Message], text: str) -> dict[int, bool]:
         """Return the messages that may be missing, and whether their words were found."""
-        bare = _squeezed(text)
+        bare = squeezed(text)
         suspects: dict[int, bool] = {}
         after = 0
         for position, message in enumerate(messages):
-            words = _squeezed(message.text)
+            words = squeezed(message.text)
             if not words and not message.tool_calls:
                 continue
             start = bare.find(words, after)
@@ -370,8 +370,8 @@ class Renderer:
         content = message.text
         if message.role is Role.ASSISTANT and TAG.search(content):
             return None
-        bare = _squeezed(text)
-        if any(_squeezed(form) in bare for form in _escaped(content)):
+        bare = squeezed(text)
+        if any(squeezed(form) in bare for form in _escaped(content)):
             return None
         entries = self._entries(conversation)
         entries[position] = self._probe(position, message, [WORD.format("y")])
@@ -449,6 +449,6 @@ def _escaped(content: str) -> Iterable[str]:
     yield SWITCH.sub("", content)
 
 
-def _squeezed(text: str) -> str:
+def squeezed(text: str) -> str:
     """Return a text without white space, which templates trim and add."""
     return "".join(text.split())

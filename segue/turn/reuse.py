@@ -26,11 +26,14 @@ from ..ledger import TokenLedger, common_prefix
 from ..messages import Message
 from ..usage import MissReason, Reuse
 from .plan import TurnPlan
-from .rendering import Renderer
+from .rendering import Renderer, squeezed
 from .spelling import SEAM_CONTEXT
 
 # Contents that share neither beginning nor end with what was said.
 OTHERS = ("\u2042 zqx \u2042", "zqx")
+
+
+WENT_FURTHER = ", and the cache could not go back just so far"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ class Read:
     """Why the cache holds less than these ids, in words; empty if nobody took them back."""
     cut: int | None = None
     """The index of the first message that was taken back since."""
+    rewound: bool = False
+    """True if the cache could not go back just so far, and went back further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +98,7 @@ def explain(tokenizer: Tokenizer, opening: Opening, plan: TurnPlan, reused: int)
         cause = _Cause(MissReason.ENGINE, None, "the engine reused less than it was sent before")
     elif there < shared:
         cause = _lost(read, plan.conversation)
+        shared = there if read.lost else shared
     else:
         cause = None
         if common < len(before):
@@ -103,7 +109,9 @@ def explain(tokenizer: Tokenizer, opening: Opening, plan: TurnPlan, reused: int)
                 None,
                 f"the cache could not go back to the first {prefix + there:,}, which are the same",
             )
-    return _reuse(cause, reused, plan, prefix + len(before), prefix + there)
+        elif cause is not None and (opening.kept < prefix + there or read.rewound):
+            cause = cause._replace(detail=cause.detail + WENT_FURTHER)
+    return _reuse(cause, reused, plan, prefix + len(before), prefix + shared)
 
 
 def _reuse(cause: _Cause | None, reused: int, plan: TurnPlan, held: int, shared: int) -> Reuse:
@@ -116,8 +124,10 @@ def _lost(read: Read, new: Conversation) -> _Cause:
         return _Cause(MissReason.LOST, None, read.lost or "the cache holds less than before")
     first = common_prefix(read.conversation.messages, new.messages)
     if first == read.cut < len(new.messages):
-        return _other_message(new, first)
-    return _Cause(MissReason.MESSAGE, read.cut, f"message {read.cut} was taken back")
+        cause = _other_message(new, first)
+    else:
+        cause = _Cause(MissReason.MESSAGE, read.cut, f"message {read.cut} was taken back")
+    return cause._replace(detail=cause.detail + WENT_FURTHER) if read.rewound else cause
 
 
 def _other_message(new: Conversation, index: int) -> _Cause:
@@ -157,7 +167,7 @@ class _Parting:
         self._shared = shared
         # Where the texts part, and where the ids do.
         self._parted = common_prefix(ledger.text, self._text)
-        self._kept = len(tokenizer.decode(ledger.ids[:shared]))
+        self._kept = self._chars(shared)
         # The first message that is another.
         self._first = common_prefix(old.messages, self._new.messages)
 
@@ -182,6 +192,8 @@ class _Parting:
             if len(changes) == 1 and changes[0][1] is None:
                 return changes[0][0]
         index = self._index_at(self._parted)
+        if extended and index is not None:
+            index = min(index, len(self._old.messages) - 1)
         detail = f"the chat template rendered {self._named(index)} otherwise than before"
         return _Cause(MissReason.TEMPLATE, index, detail)
 
@@ -228,10 +240,26 @@ class _Parting:
         ids = self._ledger.ids[: self._shared + SEAM_CONTEXT]
         if len(ids) < self._shared + SEAM_CONTEXT:
             return self._parted == len(self._ledger.text) > self._kept
-        return len(self._tokenizer.decode(ids)) < self._parted
+        return self._chars(len(ids)) < self._parted
+
+    def _chars(self, length: int) -> int:
+        """Return how many characters the first ids spell."""
+        ledger = self._ledger.truncate(length)
+        seam = ledger.seams[-1]
+        return seam.chars + len(self._tokenizer.decode(ledger.ids[seam.ids :]))
 
     def _is_after_all(self) -> bool:
         """Return True if all that was said before is shared: only the end of the reply is not."""
+        *_, last = self._old.messages or [None]
+        if last is None:
+            return False
+        ids = self._ledger.ids
+        ended = bool(ids) and ids[-1] in self._tokenizer.eos_token_ids
+        eos = squeezed(self._tokenizer.decode(ids[-1:])) if ended else ""
+        said = squeezed(last.text) or squeezed(last.reasoning or "")
+        if said and not last.tool_calls and squeezed(self._ledger.text).endswith(said + eos):
+            rest = self._ledger.text[self._kept :]
+            return len(squeezed(rest)) <= len(eos)
         for index in reversed(range(len(self._old.messages))):
             end = self._end(index)
             if end is not None:

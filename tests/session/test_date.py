@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.old_sessions import SESSIONS
+from kit.dated import LONG_AGO, Dated
 from kit.paths import OLD_SESSIONS
 from kit.probe import held
 from kit.templates import make_tokenizer, published_templates
@@ -41,23 +41,6 @@ IF_DEFINED = (
 IN_A_MACRO = (
     "{%- macro today() %}{{- strftime_now('%-d/%m/%y') }}{%- endmacro %}{{- today() }}" + DATED
 )
-LONG_AGO = datetime(2024, 2, 29, 23, 59, 58, 123456)
-
-
-class Dated(ToyTokenizer):
-    """Someone else's tokenizer: writes the date by the clock that it is given."""
-
-    writes_date = True
-
-    def render(self, messages, *, add_generation_prompt, template_kwargs):
-        kwargs = dict(template_kwargs)
-        now = kwargs.pop("strftime_now", None) or (lambda form: datetime.now().strftime(form))
-        rest = super().render(
-            messages, add_generation_prompt=add_generation_prompt, template_kwargs=kwargs
-        )
-        return now("%Y-%m-%d %f") + "\n" + rest
-
-
 TOKENIZERS = {
     "someone else's": Dated(),
     "dated": make_tokenizer(DATED, "byte-level"),
@@ -218,7 +201,6 @@ def test_files_of_0_1_take_the_time_of_their_save():
     file = SessionFile.read(OLD_SESSIONS / "v1-plain.segue")
     assert file.conversation.date is None
     assert file.date == file.origin.saved
-    assert SESSIONS
 
 
 @pytest.mark.parametrize("date", ["2024-02-29", 1.5, LONG_AGO.date()])
