@@ -20,6 +20,9 @@ from segue import ChatSession, GenerationConfig, Message, Reply, TemplateError, 
 from segue.testing import FakeEngine
 from segue.tokenizers.hugging_face import HuggingFaceTokenizer
 
+# Some of the templates leave out calls, which is said, and tried elsewhere.
+pytestmark = pytest.mark.filterwarnings("ignore::segue.TemplateWarning")
+
 LONG = GenerationConfig(max_tokens=400)
 cached_tokenizer = lru_cache(make_tokenizer)
 

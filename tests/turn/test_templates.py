@@ -83,7 +83,7 @@ TRAITS = {
     "headings": Traits(),
     "strict": Traits(system=False, strict=True),
     "tools": Traits(tools=True),
-    "harmony": Traits(tools=True, reply=HARMONY),
+    "harmony": Traits(tools=True, ignores_tools=True, reply=HARMONY),
     "wrapped": Traits(
         reply="<think>{thought}</think><|START_RESPONSE|>\n{answer}\n<|END_RESPONSE|>"
     ),
