@@ -9,14 +9,33 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+import mlx.core as mx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from kit.logits import check_next_logits
+from kit.models import tiny_hybrid, tiny_llama
 from kit.probe import engine_of, held
 from kit.sessions import check_ledger, common_prefix, rendered
-from kit.templates import KINDS, all_templates, can_spell, in_pieces, make_tokenizer
-from segue import ChatSession, GenerationConfig, Message, Reply, TemplateError, TextKind, ToolCall
+from kit.templates import (
+    KINDS,
+    all_templates,
+    can_spell,
+    in_pieces,
+    make_tokenizer,
+    our_templates,
+)
+from segue import (
+    ChatSession,
+    GenerationConfig,
+    Message,
+    MlxEngine,
+    Reply,
+    TemplateError,
+    TextKind,
+    ToolCall,
+)
 from segue.testing import FakeEngine
 from segue.tokenizers.hugging_face import HuggingFaceTokenizer
 
@@ -365,6 +384,61 @@ def test_tags_that_the_template_asks_for_are_not_the_answer(
     plain = talk.say("Write XML", "<response>the fox</response>")
     asked = thinking and instructions is None
     assert plain.text == ("the fox" if asked else "<response>the fox</response>")
+
+
+# --- over real caches ---------------------------------------------------------------------------
+
+
+def say(ids: list[int]):
+    """A processor that has a model say these ids."""
+    begun: list[int] = []
+
+    def process(tokens, logits):
+        begun[:] = begun or [len(tokens)]
+        # The engine asks for one more before the reply is known to be over.
+        wanted = (ids + ids[-1:])[len(tokens) - begun[0]]
+        return mx.where(mx.arange(logits.shape[-1]) == wanted, logits, -1e9)
+
+    return process
+
+
+@pytest.mark.parametrize("make", [tiny_llama, tiny_hybrid])
+@pytest.mark.parametrize(
+    ("name", "replies"),
+    [
+        (
+            "harmony",
+            [
+                (ANALYSIS + "hm" + NEXT + PREAMBLE + "I look." + NEXT + WRITTEN, "<|call|>"),
+                (ANALYSIS + "so" + NEXT + FINAL + "the fox", "<|return|>"),
+                (FINAL + "é", "<|return|>"),
+            ],
+        ),
+        (
+            "wrapped",
+            [
+                ("<|START_RESPONSE|>\nthe fox\n<|END_RESPONSE|>", "<|END_OF_TURN_TOKEN|>"),
+                (
+                    "<think>hm</think><|START_RESPONSE|>\né\n<|END_RESPONSE|>",
+                    "<|END_OF_TURN_TOKEN|>",
+                ),
+            ],
+        ),
+    ],
+)
+def test_the_cache_is_that_of_a_fresh_prefill(make, name, replies):
+    tokenizer = cached_tokenizer(our_templates()[name], "byte-level")
+    model = make(max(tokenizer.vocabulary.values()) + 1)
+    session = ChatSession(MlxEngine(model, tokenizer, name="tiny"), instructions="Be brief.")
+    for reply, end in replies * 2:
+        calls = session.history[-1].tool_calls if session.history else ()
+        prompt = Message.tool("fine", call=calls[0]) if calls else "Hello"
+        ids = [*in_pieces(tokenizer, reply), tokenizer.vocabulary[end]]
+        session.respond(prompt, max_tokens=200, logits_processors=[say(ids)])
+        check_next_logits(session)
+        assert session.history[-1].text in ("I look.", "the fox", "é")
+        session.prewarm()
+        check_next_logits(session)
 
 
 # --- openings -----------------------------------------------------------------------------------
