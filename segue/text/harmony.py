@@ -49,7 +49,7 @@ PEOPLE = ("", "user", "all", SPEAKER)
 
 _MARK = re.compile("|".join(map(re.escape, MARKS)))
 _HALF_MARK = re.compile(r"<(\|[a-z]*\|?)?\Z")
-_SPACE, _SPACES = re.compile(r"\s*"), re.compile(" *")
+_SPACE = re.compile(r"\s*")
 _CALLED = re.compile(RECIPIENT + r"([^\s<]*)")
 _WORD = re.compile(r"[^\s<]*")
 
@@ -111,7 +111,11 @@ def read_header(text: str, *, opened: bool) -> Header | None:
         _UndecidedError: if that depends on how the text goes on.
     """
     scanner = _Scanner(text)
-    if not opened:
+    if opened:  # and yet models begin it anew at times
+        scanner.match(_SPACE)
+        scanner.take(START)
+        scanner.take(SPEAKER)
+    else:
         if scanner.take(*ENDS):
             scanner.match(_SPACE)
         if scanner.take(START):
@@ -123,7 +127,7 @@ def read_header(text: str, *, opened: bool) -> Header | None:
             return None
     channel = recipient = kind = ""
     while True:
-        scanner.match(_SPACES)
+        scanner.match(_SPACE)
         mark = scanner.take(MESSAGE, CHANNEL, CONSTRAIN, RECIPIENT)
         if mark == MESSAGE:
             return Header(channel, recipient, scanner.at)

@@ -129,6 +129,14 @@ SIZES = st.lists(st.integers(1, 12), max_size=60)
         ("<|channel|>final json<|message|>{}", "", "{}", ()),
         ("<|message|>yes", "", "yes", ()),
         (ANALYSIS + "hm<|end|><|start|>assistant<|message|>yes", "hm", "yes", ()),
+        # Headers that are not quite as they should be.
+        ("<|start|>assistant" + FINAL + "yes", "", "yes", ()),
+        ("assistant" + FINAL + "yes", "", "yes", ()),
+        ("assistants help", "", "assistants help", ()),
+        ("assistant", "", "assistant", ()),
+        ("<|channel|>final \n<|message|>yes", "", "yes", ()),
+        (ANALYSIS + "hm<|end|>" + FINAL + "yes", "hm", "yes", ()),
+        ("\n\n plain", "", "\n\n plain", ()),
         # A tool of the publisher's: thinks aloud in code.
         (
             "<|channel|>analysis to=python code<|message|>print(1)",
