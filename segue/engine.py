@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from .config import CacheConfig, GenerationConfig
+from .tokenizer import Detokenizer, Tokenizer, WritesDate
 
 PrefillProgress = Callable[[int, int], None]
 """``(tokens fed so far, tokens to feed)``, called before, between and after prefill's chunks."""
@@ -149,78 +150,6 @@ class Diagnosis(NamedTuple):
 
     facts: list[tuple[str, str]]
     advice: list[str]
-
-
-class Detokenizer(Protocol):
-    """Turns the tokens of one reply into text as they come, never splitting a character."""
-
-    def add(self, token: int) -> str:
-        """Return the text that this token made readable; empty while a character is incomplete."""
-        ...
-
-    def finish(self) -> str:
-        """Return the text still withheld. The detokenizer is used up."""
-        ...
-
-
-class Tokenizer(Protocol):
-    """Text to ids and back, and the model's chat template."""
-
-    @property
-    def eos_token_ids(self) -> AbstractSet[int]:
-        """The ids that end a reply."""
-        ...
-
-    @property
-    def vocabulary(self) -> Mapping[str, int]:
-        """Every token, as the tokenizer writes it, and its id."""
-        ...
-
-    @property
-    def reasoning_tags(self) -> tuple[str, str] | None:
-        """The tags before and after the model's reasoning; ``None`` if it writes none."""
-        ...
-
-    def render(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        add_generation_prompt: bool,
-        template_kwargs: Mapping[str, Any],
-    ) -> str:
-        """Return the conversation as the model's chat template writes it.
-
-        Raises:
-            TemplateError: if the template refuses the messages or breaks on them.
-        """
-        ...
-
-    def encode(self, text: str) -> Sequence[int]:
-        """Return the ids of rendered text; none are added (the template writes its own BOS)."""
-        ...
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text that ids spell: special tokens written out, white space left alone."""
-        ...
-
-    def detokenizer(self) -> Detokenizer:
-        """Return a fresh one, for one reply."""
-        ...
-
-
-@runtime_checkable
-class WritesDate(Protocol):
-    """A tokenizer whose chat template may write the date of the day.
-
-    If it does, `Tokenizer.render` gets the conversation's own clock among its `template_kwargs`:
-    under the name ``strftime_now``, by which chat templates know it, a function that takes a format
-    as ``strftime`` does and returns text. Then a conversation renders alike on any day.
-    """
-
-    @property
-    def writes_date(self) -> bool:
-        """True if the template asks for the date."""
-        ...
 
 
 class Context(Protocol):
@@ -464,3 +393,7 @@ class StoresPrompts(Protocol):
             PromptCacheMismatchError: if it is of another model, or of other settings.
         """
         ...
+
+
+for _name in ("Detokenizer", "Tokenizer", "WritesDate"):
+    globals()[_name].__module__ = __name__

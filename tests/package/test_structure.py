@@ -39,7 +39,8 @@ VALUES = set(VALUE_ORDER)
 ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "interrupt": set(),
-    "engine": set(),
+    "tokenizer": set(),
+    "engine": {"tokenizer"},
     "prompt_cache": {"engine"},
     "text": {"engine"},
     "drafting": {"engine"},
