@@ -38,6 +38,30 @@ def is_encodable(text: str) -> bool:
     return True
 
 
+def surrogate_in(value: object, where: str) -> str | None:
+    """Return where a value has a text with a lone surrogate; ``None`` if it has none.
+
+    Looks into mappings, their keys, lists, tuples and sets.
+
+    Args:
+        value: The value.
+        where: Its name, which the answer begins with.
+    """
+    if isinstance(value, str):
+        return None if is_encodable(value) else where
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if surrogate_in(key, "key"):
+                return f"a key of {where}"
+            if found := surrogate_in(item, f"{where}.{key}"):
+                return found
+    elif isinstance(value, list | tuple | set | frozenset):
+        for index, item in enumerate(value):
+            if found := surrogate_in(item, f"{where}[{index}]"):
+                return found
+    return None
+
+
 def refuse_unknown(entry: Mapping[str, Any], known: Collection[str], what: str) -> None:
     """Refuse fields that aren't known, unless they are empty.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from .checks import is_encodable
 from .errors import ConfigurationError
 
 LogitsProcessor = Callable[[Any, Any], Any]
@@ -320,6 +321,11 @@ def _stop_strings(stop: object) -> tuple[str, ...]:
             raise ConfigurationError(
                 f"A stop string must be text that isn't empty, not {string!r}.",
                 remedy="Use strings that are not empty.",
+            )
+        if not is_encodable(string):
+            raise ConfigurationError(
+                f"The stop string {string!r} contains a lone surrogate, which isn't a character.",
+                remedy="Decode the text with errors='replace' where it comes from.",
             )
     return strings
 

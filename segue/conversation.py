@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, NamedTuple, Self
 
-from .checks import check_text
+from .checks import check_text, surrogate_in
 from .errors import ConfigurationError, HistoryError
 from .messages import Message, Role, check_messages
 
@@ -37,7 +37,8 @@ class Conversation:
 
     Raises:
         ConfigurationError: if the instructions aren't text, or the template's arguments aren't a
-            mapping from text, or can't be copied, or the date isn't a datetime.
+            mapping from text, can't be copied, or contain a lone surrogate, or the date isn't a
+            datetime.
         MessageError: if the messages aren't Messages, or the instructions contain a lone surrogate.
     """
 
@@ -137,12 +138,19 @@ def _copied(template_kwargs: object) -> dict[str, Any]:
                 remedy="Pass a dict such as {'enable_thinking': False}.",
             )
     try:
-        return copy.deepcopy(dict(template_kwargs))
+        copied = copy.deepcopy(dict(template_kwargs))
+        where = surrogate_in(copied, "template_kwargs")
     except (TypeError, RecursionError) as error:
         raise ConfigurationError(
             f"template_kwargs must be values that can be copied, and one can't: {error}.",
             remedy="Use strings, numbers, lists and dicts.",
         ) from None
+    if where is not None:
+        raise ConfigurationError(
+            f"template_kwargs contain a lone surrogate, which isn't a character, in {where}.",
+            remedy="Decode the text with errors='replace' where it comes from.",
+        )
+    return copied
 
 
 def split_turns(history: Sequence[Message]) -> list[list[Message]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from .checks import check_text, is_encodable, refuse_unknown
+from .checks import check_text, is_encodable, refuse_unknown, surrogate_in
 from .errors import MessageError
 
 # How deep arguments may be nested. Files take 100 levels, some of them around the call.
@@ -67,7 +67,8 @@ class ToolCall:
             ToolCall(name='clock', arguments={'zone': 'UTC'}, id=None)
 
         Raises:
-            MessageError: if the entry has neither of the two forms.
+            MessageError: if the entry has neither of the two forms, or for the reasons of the
+                constructor.
         """
         if not isinstance(entry, Mapping):
             raise MessageError(
@@ -130,6 +131,7 @@ def _plain_arguments(name: str, arguments: object) -> dict[str, Any] | str:
     try:
         plain: dict[str, Any] = _plain(arguments, DEEPEST_ARGUMENTS)
     except ValueError as error:
+        _refuse_surrogates(name, arguments)
         raise MessageError(
             f"The arguments of the call of {name!r} must be plain JSON, but {error}.",
             remedy="Use dicts with text keys, lists, strings, finite numbers, booleans and None.",
@@ -169,6 +171,19 @@ def _plain(value: object, levels: int) -> Any:
         if not isinstance(key, str):
             raise ValueError(f"a key in them is of type {type(key).__name__}")
     return {_plain(key, levels): _plain(item, levels - 1) for key, item in value.items()}
+
+
+def _refuse_surrogates(name: object, arguments: object) -> None:
+    try:
+        where = surrogate_in(arguments, "arguments")
+    except RecursionError:  # deeper than arguments may be, which is another complaint
+        return
+    if where is not None:
+        raise MessageError(
+            f"The arguments of the call of {name!r} contain a lone surrogate, which isn't a "
+            f"character, in {where}.",
+            remedy="Decode the text with errors='replace' where it comes from.",
+        )
 
 
 def _read_arguments(text: str) -> Mapping[str, Any] | str:

@@ -12,15 +12,22 @@ def checked_path(path: str | os.PathLike[str]) -> Path:
     """Return a path.
 
     Raises:
-        ConfigurationError: if it isn't a string or a path.
+        ConfigurationError: if it isn't a string or a path, or has a character that no path can.
     """
     try:
-        return Path(path)
+        checked = Path(path)
+        os.fsencode(checked)
+    except UnicodeEncodeError:
+        raise ConfigurationError(
+            f"A path must be text that a file system can have, not {os.fspath(path)!r}.",
+            remedy="Pass the path as the system has it, without lone surrogates.",
+        ) from None
     except TypeError:
         raise ConfigurationError(
             f"A path must be a string or a pathlib.Path, not {path!r}.",
             remedy="Pass the file's path.",
         ) from None
+    return checked
 
 
 def writing_remedy(error: Exception) -> str:

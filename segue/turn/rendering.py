@@ -26,6 +26,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..checks import is_encodable
 from ..conversation import Conversation
 from ..engine import Tokenizer, WritesDate
 from ..errors import LostWordsError, TemplateError
@@ -140,6 +141,12 @@ class Renderer:
             if joined.messages == conversation.messages:
                 raise
             text = self._render(joined, self._entries(joined))
+        if not is_encodable(text):
+            raise TemplateError(
+                "The chat template rendered this conversation to text with a lone surrogate, which "
+                "isn't a character.",
+                remedy="Check the escapes in the arguments of tool calls.",
+            )
         if not text:
             raise TemplateError(
                 "The chat template rendered this conversation to nothing, so there is nothing to "

@@ -206,7 +206,7 @@ def test_messages_of_another_form_are_refused(fields):
         read({"role": "assistant", "content": "", **fields})
 
 
-@pytest.mark.parametrize("value", [(1, 2), {1: 2}, float("nan"), {1, 2}, "\ud800"])
+@pytest.mark.parametrize("value", [(1, 2), {1: 2}, float("nan"), {1, 2}])
 def test_template_arguments_that_json_can_not_express_are_refused(value):
     with pytest.raises(ValueError, match="JSON can't express"):
         conversation_to_json(Conversation(template_kwargs={"a": value}))
