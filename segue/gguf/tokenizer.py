@@ -2,7 +2,7 @@
 
 How it works: a file has a vocabulary (tokens, their types, and merges or scores) and names the kind
 of tokenizer that it belongs to. Each kind has a function here that gives an empty Hugging Face
-tokenizer its model and reports which detokenizer goes with it:
+tokenizer its model:
 
 - ``gpt2``: byte-level BPE. The merges are in the file; text is cut into words by the rule that the
   file names (`words.py`).
@@ -19,23 +19,18 @@ not have one.
 What does not work:
 
 - Other kinds of tokenizer, and other rules for words: they are refused by name.
-- Use without MLX: the wrapper and its detokenizers are mlx-lm's (``mlx_lm.tokenizer_utils``), and
-  importing that imports MLX. An engine that is to run where MLX is not installed needs detokenizers
-  of our own.
+- Use without MLX: the wrapper is mlx-lm's (``mlx_lm.tokenizer_utils``), and importing that imports
+  MLX.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
-from mlx_lm.tokenizer_utils import (
-    BPEStreamingDetokenizer,
-    SPMStreamingDetokenizer,
-    TokenizerWrapper,
-)
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
@@ -87,7 +82,7 @@ def load_tokenizer(file: GGUFFile) -> TokenizerWrapper:
         clean_up_tokenization_spaces=False,
     )
     try:
-        detokenizer = _KINDS[vocabulary.kind](wrapped.backend_tokenizer, vocabulary)
+        _KINDS[vocabulary.kind](wrapped.backend_tokenizer, vocabulary)
     except (ModelFormatError, UnsupportedModelError):
         raise
     except Exception as error:  # tokenizers raises bare Exceptions
@@ -98,7 +93,6 @@ def load_tokenizer(file: GGUFFile) -> TokenizerWrapper:
     _add_special_tokens(wrapped, vocabulary)
     return TokenizerWrapper(
         wrapped,
-        detokenizer,
         eos_token_ids=vocabulary.ends,
         chat_template=_with_bos(wrapped) if vocabulary.demands_bos else None,
     )
@@ -206,7 +200,7 @@ class _Vocabulary:
         )
 
 
-def _byte_level(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> Any:
+def _byte_level(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
     """Kind ``gpt2``: merges in order, over bytes."""
     merges = vocabulary.values("merges", str)
     if any(merge.count(" ") != 1 for merge in merges):
@@ -219,10 +213,9 @@ def _byte_level(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> Any:
     )
     tokenizer.pre_tokenizer = words.pre_tokenizer()
     tokenizer.decoder = decoders.ByteLevel()
-    return BPEStreamingDetokenizer
 
 
-def _sentencepiece(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> Any:
+def _sentencepiece(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> None:
     """Kind ``llama``: the best-scored pieces first, over characters; bytes for unknown ones."""
     scores = vocabulary.values("scores", int, float)
     if len(scores) != len(vocabulary.ids):
@@ -241,7 +234,6 @@ def _sentencepiece(tokenizer: Tokenizer, vocabulary: _Vocabulary) -> Any:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse(), *trimmed]
     )
-    return partial(SPMStreamingDetokenizer, trim_space=spaced)
 
 
 def _merges(vocabulary: _Vocabulary, scores: list[float]) -> list[tuple[str, str]]:

@@ -1,12 +1,14 @@
 """Hugging Face's tokenizers, as a session needs them.
 
 How it works: a tokenizer is wrapped by mlx-lm's ``TokenizerWrapper``, which finds the ids that end
-a reply, the reasoning tags and a streaming detokenizer. On top of that, this module makes ids and
-text fit together, so that what was cached as ids is what the next prompt says as text:
+a reply and the reasoning tags. On top of that, this module makes ids and text fit together, so that
+what was cached as ids is what the next prompt says as text:
 
 - Nothing is added by `encode`: the template writes its own BOS.
 - Tokenizers of SentencePiece's kind put a space before each part between two special tokens, which
   no template wrote. It is taken away, except at the start of the text, where decoding drops it.
+- What ids spell is our own for vocabularies of bytes, and the tokenizer's own for any other; the
+  text of a reply as it comes is the same (`detokenizers.py`).
 - A space at the start of a reply is part of its text only if the template writes replies as they
   are. If it writes that space itself, or trims it, the space is dropped.
 
@@ -14,10 +16,8 @@ What does not work:
 
 - Tokenizers whose special tokens swallow white space beside them (Phi's). No ids spell what their
   templates render, and the publisher's ids are used as they are.
-- mlx-lm's naive detokenizer, which fits any tokenizer, with SentencePiece decoders: it drops spaces
-  at the start of lines. The detokenizer is chosen by the decoder, as mlx-lm's own loader does.
 - Use without MLX: ``mlx_lm.tokenizer_utils`` imports it. An engine that is to run where MLX is not
-  installed needs a wrapper and detokenizers of our own.
+  installed needs a wrapper of our own.
 """
 
 from __future__ import annotations
@@ -26,22 +26,20 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
-from mlx_lm.tokenizer_utils import (
-    BPEStreamingDetokenizer,
-    NaiveStreamingDetokenizer,
-    SPMStreamingDetokenizer,
-    StreamingDetokenizer,
-    TokenizerWrapper,
-    _is_bpe_decoder,
-    _is_spm_decoder,
-    _is_spm_decoder_no_space,
-)
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..errors import MissingTemplateError, TemplateError
 from .clock import FUNCTION, asks_for_date, with_clock
+from .detokenizers import (
+    ByteDetokenizer,
+    ByteSpelling,
+    ReplyDetokenizer,
+    Streaming,
+    WindowDetokenizer,
+)
 
 # What models write around their reasoning, besides what mlx-lm knows.
 REASONING_TAGS = (
@@ -76,9 +74,7 @@ class HuggingFaceTokenizer:
 
     def __init__(self, tokenizer: Any, *, name: str | None = None) -> None:
         wrapped = (
-            tokenizer
-            if isinstance(tokenizer, TokenizerWrapper)
-            else TokenizerWrapper(tokenizer, _detokenizer_class(tokenizer))
+            tokenizer if isinstance(tokenizer, TokenizerWrapper) else TokenizerWrapper(tokenizer)
         )
         self.name = name or str(getattr(wrapped, "name_or_path", "") or "this tokenizer")
         self.wrapped = wrapped
@@ -199,15 +195,49 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `segue.engine.Tokenizer.decode`."""
+        return self._decode(ids) if self._bytes is None else self._bytes.decode(ids)
+
+    def _decode(self, ids: Sequence[int]) -> str:
         return str(
             self.wrapped.decode(
                 list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
             )
         )
 
-    def detokenizer(self) -> HuggingFaceDetokenizer:
+    @cached_property
+    def _bytes(self) -> ByteSpelling | None:
+        """What ids spell, if the vocabulary is byte-level, whatever its decoder is."""
+        backend = getattr(self.wrapped, "backend_tokenizer", None)
+        if backend is None:  # a tokenizer in Python
+            return None
+        decoder = _kinds(backend.decoder)
+        if "ByteLevel" in decoder:
+            byte_level = decoder <= {"ByteLevel", "Sequence", "Fuse"}
+        elif "ByteLevel" in _kinds(backend.pre_tokenizer) | _kinds(backend.normalizer):
+            byte_level = True
+        else:  # a space and a line break as either kind of vocabulary has them
+            known = self.vocabulary
+            byte_level = "\u0120" in known and "\u010a" in known and "\u2581" not in known
+        if not byte_level:
+            return None
+        return ByteSpelling(
+            backend.id_to_token,
+            {index: token.content for index, token in self._added_tokens.items()},
+        )
+
+    def detokenizer(self) -> ReplyDetokenizer:
         """See `segue.engine.Tokenizer.detokenizer`."""
-        return HuggingFaceDetokenizer(self.wrapped.detokenizer, drop_space=self._drops_space)
+        streaming: Streaming = (
+            WindowDetokenizer(self._decode, self._before_reply)
+            if self._bytes is None
+            else ByteDetokenizer(self._bytes)
+        )
+        return ReplyDetokenizer(streaming, drop_space=self._drops_space)
+
+    @cached_property
+    def _before_reply(self) -> list[int]:
+        """Ids to decode before a reply: of a letter, as a line break may be a mere byte."""
+        return self._encode("a")
 
     @cached_property
     def _drops_space(self) -> bool:
@@ -237,47 +267,15 @@ class HuggingFaceTokenizer:
         )
 
 
-def _detokenizer_class(tokenizer: Any) -> Any:
-    """Return the streaming detokenizer for a plain Hugging Face tokenizer."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    decoder = json.loads(backend.to_str()).get("decoder") if backend is not None else None
-    if _is_spm_decoder(decoder):
-        return SPMStreamingDetokenizer
-    if _is_spm_decoder_no_space(decoder):
-        return partial(SPMStreamingDetokenizer, trim_space=False)
-    return BPEStreamingDetokenizer if _is_bpe_decoder(decoder) else NaiveStreamingDetokenizer
-
-
-class HuggingFaceDetokenizer:
-    """One of mlx-lm's streaming detokenizers as a `segue.engine.Detokenizer`.
-
-    Args:
-        streaming: The detokenizer, not yet used.
-        drop_space: True if a space at the very start is left out; mlx-lm's own do that always, or
-            never, depending on the kind.
-    """
-
-    def __init__(self, streaming: StreamingDetokenizer, *, drop_space: bool = True) -> None:
-        self._streaming = streaming
-        self._drop_space = False
-        if isinstance(streaming, (BPEStreamingDetokenizer, SPMStreamingDetokenizer)):
-            # They trim what is at the start of their text: now that is a line break.
-            streaming.text, streaming.offset = ANCHOR, len(ANCHOR)
-            self._drop_space = drop_space
-
-    def add(self, token: int) -> str:
-        """See `segue.engine.Detokenizer.add`."""
-        self._streaming.add_token(token)
-        return self._new_text()
-
-    def finish(self) -> str:
-        """See `segue.engine.Detokenizer.finish`."""
-        self._streaming.finalize()
-        return self._new_text()
-
-    def _new_text(self) -> str:
-        text = str(self._streaming.last_segment)
-        if text and self._drop_space:
-            self._drop_space = False
-            text = text.removeprefix(" ")
-        return text
+def _kinds(part: Any) -> set[str]:
+    """Return the types of a decoder, pre-tokenizer or normalizer, and of its parts."""
+    found: set[str] = set()
+    waiting = [] if part is None else [json.loads(part.__getstate__())]
+    while waiting:
+        entry = waiting.pop()
+        if isinstance(entry, dict):
+            found |= {entry["type"]} if isinstance(entry.get("type"), str) else set()
+            waiting += entry.values()
+        elif isinstance(entry, list):
+            waiting += entry
+    return found

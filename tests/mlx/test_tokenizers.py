@@ -1,4 +1,4 @@
-"""mlx-lm's streaming detokenizers of every kind: no character split, no tail lost."""
+"""Replies through tokenizers of every kind: no character split, no tail lost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from mlx_lm.tokenizer_utils import (
-    BPEStreamingDetokenizer,
     NaiveStreamingDetokenizer,
     SPMStreamingDetokenizer,
     TokenizerWrapper,
@@ -157,15 +156,6 @@ def test_templates_get_their_arguments_and_fail_by_name():
     assert ours.render(messages, **arguments) == "good"
     with pytest.raises(TemplateError, match="chat template of moody failed"):
         ours.render(messages, add_generation_prompt=False, template_kwargs={"mood": "bad"})
-
-
-def test_a_plain_tokenizer_gets_the_detokenizer_that_its_decoder_needs():
-    for made, expected in (
-        (sentencepiece_tokenizer(), SPMStreamingDetokenizer),
-        (byte_level_tokenizer(), BPEStreamingDetokenizer),
-    ):
-        ours = HuggingFaceTokenizer(hugging_face(made))
-        assert isinstance(ours.wrapped.detokenizer, expected)
 
 
 def test_indentation_survives_with_a_plain_sentencepiece_tokenizer():
