@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol, runtime_checkable
 
@@ -56,7 +56,10 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Return the text that ids spell: special tokens written out, white space left alone."""
+        """Return the text that ids spell: special tokens written out, white space left alone.
+
+        An id without a token spells nothing.
+        """
         ...
 
     def detokenizer(self) -> Detokenizer:
@@ -77,3 +80,28 @@ class WritesDate(Protocol):
     def writes_date(self) -> bool:
         """True if the template asks for the date."""
         ...
+
+
+def unknown_ids(tokenizer: Tokenizer, ids: Iterable[int]) -> list[int]:
+    """Return those of some ids that a tokenizer has no token for.
+
+    Embeddings are padded, and vocabularies have gaps. An id that ends replies is known in any case,
+    and so are all ids of a tokenizer that does not say what it has.
+    """
+    known = {*tokenizer.vocabulary.values()}
+    if not known:
+        return []
+    known |= tokenizer.eos_token_ids
+    # Two ids may have one name, of which a vocabulary has the last: so what spells text is known.
+    return [
+        index
+        for index in dict.fromkeys(ids)
+        if index not in known and not _spells(tokenizer, index)
+    ]
+
+
+def _spells(tokenizer: Tokenizer, index: int) -> bool:
+    try:
+        return bool(tokenizer.decode([index]))
+    except Exception:  # tokenizers differ in how they refuse an id
+        return False

@@ -20,6 +20,7 @@ from mlx_lm.models.cache import (
 from ..config import CacheConfig, GenerationConfig
 from ..engine import StoredCache, StoredState, Tokenizer
 from ..errors import ConfigurationError
+from ..tokenizer import unknown_ids
 from ..tokenizers.hugging_face import HuggingFaceTokenizer
 from . import blas
 from .context import MlxContext
@@ -75,6 +76,7 @@ class MlxEngine:
         """What it was loaded as. Prompt cache files have it for mlx-lm's commands, which can load
         folders and repositories by it."""
         self._quantizable: set[tuple[int, int]] = set()
+        self._known_ids: dict[int, mx.array | None] = {}
         if mx.default_device() == mx.Device(mx.cpu):
             blas.warn_if_slow()
 
@@ -183,7 +185,20 @@ class MlxEngine:
             config,
             vocabulary=lambda: self.vocabulary,
             xtc_special_tokens=self._xtc_special_tokens if config.xtc_probability else (),
+            known=self._known,
         )
+
+    def _known(self, width: int) -> mx.array | None:
+        """Return which of the first `width` ids have a token; ``None`` if all have, or none."""
+        if width not in self._known_ids:
+            unknown = set(unknown_ids(self.tokenizer, range(width)))
+            known = None
+            if 0 < len(unknown) < width:
+                known = mx.array([index not in unknown for index in range(width)])
+                # Computed now: replies on other threads use it, too.
+                mx.eval(known)
+            self._known_ids[width] = known
+        return self._known_ids[width]
 
     def _make_cache(self, cache: CacheConfig) -> list[Any]:
         layers: list[Any] = make_prompt_cache(self.model)

@@ -104,7 +104,13 @@ def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
     if isinstance(source, Path):
         _check_folder(source)
     try:
-        model, tokenizer, *_ = mlx_lm.load(str(source), revision=revision)
+        try:
+            model, tokenizer, *_ = mlx_lm.load(str(source), revision=revision)
+        except AttributeError as error:
+            # mlx-lm's table of tokens has None for ids in a gap, and this is what it asks of them.
+            if error.obj is not None or error.name != "startswith":
+                raise
+            model, tokenizer = _load_with_gaps(source, revision)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ModelNotFoundError(
             f"{source!r} could not be fetched from the hub: {_in_short(error)}.",
@@ -127,6 +133,23 @@ def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
         ) from error
     name = source.name if isinstance(source, Path) else source
     return MlxEngine(_for_this_device(model), tokenizer, name=name)
+
+
+def _load_with_gaps(source: Path | str, revision: str | None) -> tuple[Any, Any]:
+    """Load a model whose vocabulary has gaps, which mlx-lm's own detokenizers don't take."""
+    from huggingface_hub import snapshot_download
+    from mlx_lm.tokenizer_utils import TokenizerWrapper
+    from mlx_lm.utils import load_model
+    from transformers import AutoTokenizer
+
+    if isinstance(source, str):  # it was downloaded just now
+        source = Path(snapshot_download(source, revision=revision, local_files_only=True))
+    model, config = load_model(source)
+    ends = config.get("eos_token_id")
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    return model, TokenizerWrapper(
+        tokenizer, eos_token_ids=[ends] if isinstance(ends, int) else ends
+    )
 
 
 def _check_folder(folder: Path) -> None:

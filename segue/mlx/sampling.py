@@ -1,7 +1,8 @@
 """From logits to the next token: mlx-lm's penalties and filters, with random keys of our own.
 
-How it works: a `Sampling` is made for each reply. It calls the logits processors, and then takes
-the likeliest token, or narrows the distribution by mlx-lm's filters and draws. Each draw splits the
+How it works: a `Sampling` is made for each reply. It calls the logits processors, leaves out ids
+that have no token (embeddings are padded), and then takes the likeliest token, or narrows the
+distribution by mlx-lm's filters and draws. Each draw splits the
 reply's own random key, so that a reply with a seed comes out the same whatever else is sampled.
 
 A token that a draft model proposed was drawn from another distribution than this model's. By the
@@ -22,6 +23,7 @@ What does not work:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple, cast
@@ -73,7 +75,9 @@ class Sample(NamedTuple):
             return None
         tokens = cast(list[int], self.top_tokens.tolist())
         values = cast(list[float], self.top_logprobs.tolist())
-        table = dict(zip(tokens, values, strict=True))
+        # What can't be sampled at all is not among the likeliest.
+        likely = zip(tokens, values, strict=True)
+        table = {token: value for token, value in likely if value > -math.inf}
         table.setdefault(self.id(), cast(float, self.logprob.item()))
         return dict(sorted(table.items(), key=lambda entry: -entry[1]))
 
@@ -85,6 +89,8 @@ class Sampling:
         config: The reply's settings.
         vocabulary: Returns how many logits the model has; called only if `config` has token ids.
         xtc_special_tokens: Ids that XTC never excludes.
+        known: Returns which of so many ids have a token, as an array of booleans, if not all have;
+            the others are never sampled.
 
     Raises:
         ConfigurationError: if a token id is outside the vocabulary, or a logits processor can't be
@@ -97,6 +103,7 @@ class Sampling:
         *,
         vocabulary: Callable[[], int],
         xtc_special_tokens: Sequence[int],
+        known: Callable[[int], mx.array | None] = lambda width: None,
     ) -> None:
         # MLX does not check indices: an id too large would write outside the logits.
         if config.logit_bias and max(config.logit_bias) >= vocabulary():
@@ -133,6 +140,7 @@ class Sampling:
         self._temperature = config.temperature
         self._logprobs = config.logprobs
         self._filters = _filters(config, xtc_special_tokens)
+        self._known = known
 
     @property
     def processors(self) -> bool:
@@ -156,6 +164,9 @@ class Sampling:
             except Exception as error:
                 self.failure = error
                 raise
+        known = self._known(logits.shape[-1])
+        if known is not None:
+            logits = mx.where(known, logits, float("-inf"))
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         weights = None
         if self.key is None:

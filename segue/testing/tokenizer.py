@@ -104,11 +104,11 @@ class ToyTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """See `segue.engine.Tokenizer.decode`."""
-        return b"".join(self._pieces[token] for token in ids).decode("utf-8", "replace")
+        return b"".join(map(self.piece, ids)).decode("utf-8", "replace")
 
     def piece(self, token: int) -> bytes:
-        """The bytes of a token."""
-        return self._pieces[token]
+        """The bytes of a token; none for an id that has no token."""
+        return self._pieces[token] if token < len(self._pieces) else b""
 
     def detokenizer(self) -> ToyDetokenizer:
         """See `segue.engine.Tokenizer.detokenizer`."""

@@ -47,10 +47,10 @@ ALLOWED: dict[str, set[str]] = {
     "tokenizers": {"engine"},
     "gguf": {"tokenizers"},
     "store": {"engine", "files", "prompt_cache"},
-    "turn": {"engine", "text", "prompt_cache", "interrupt"},
+    "turn": {"engine", "tokenizer", "text", "prompt_cache", "interrupt"},
     "session": {"turn", "store", "files", "engine", "prompt_cache", "interrupt"},
     "loading": {"engine", "mlx"},
-    "mlx": {"engine", "drafting", "tokenizers", "gguf", "files", "interrupt"},
+    "mlx": {"engine", "tokenizer", "drafting", "tokenizers", "gguf", "files", "interrupt"},
     "testing": {"engine", "files", "interrupt", "mlx"},
     "cli": {"session", "loading", "turn", "store", "files", "engine", "prompt_cache", "interrupt"},
 }
