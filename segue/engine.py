@@ -14,6 +14,7 @@ with ``isinstance``:
 `ReportsMemory`        a context that reports how much memory its engine has used
 `ProcessesLogits`      a context that calls `GenerationConfig.logits_processors`
 `WritesDate`           a tokenizer whose chat template may write the date
+`ControlTokens`        a tokenizer that can tell control tokens from text
 =====================  ============================================================
 
 A session works with the core alone; what an engine lacks is refused with UnsupportedFeatureError,
@@ -29,7 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from .config import CacheConfig, GenerationConfig
-from .tokenizer import Detokenizer, Tokenizer, WritesDate
+from .tokenizer import ControlTokens, Detokenizer, Tokenizer, WritesDate
 
 PrefillProgress = Callable[[int, int], None]
 """``(tokens fed so far, tokens to feed)``, called before, between and after prefill's chunks."""
@@ -39,6 +40,7 @@ __all__ = [
     "CheckpointReport",
     "Checkpoints",
     "Context",
+    "ControlTokens",
     "Detokenizer",
     "Diagnosis",
     "Drafts",
@@ -395,5 +397,5 @@ class StoresPrompts(Protocol):
         ...
 
 
-for _name in ("Detokenizer", "Tokenizer", "WritesDate"):
+for _name in ("ControlTokens", "Detokenizer", "Tokenizer", "WritesDate"):
     globals()[_name].__module__ = __name__

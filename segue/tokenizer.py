@@ -82,6 +82,26 @@ class WritesDate(Protocol):
         ...
 
 
+@runtime_checkable
+class ControlTokens(Protocol):
+    """A tokenizer that can tell control tokens from text that spells them.
+
+    A *control token* steers the model: it begins and ends messages, calls and thoughts. Its text,
+    where `Tokenizer.encode` meets it whole, becomes its id; text cut in the middle of it does not.
+    With this, what people and tools say holds none (see `Conversation.allow_control_tokens`).
+    """
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """The text of each control token, and its id."""
+        ...
+
+    @property
+    def reply_tokens(self) -> AbstractSet[str]:
+        """The control tokens that a reply may hold: those around reasoning and calls of tools."""
+        ...
+
+
 def unknown_ids(tokenizer: Tokenizer, ids: Iterable[int]) -> list[int]:
     """Return those of some ids that a tokenizer has no token for.
 

@@ -63,7 +63,11 @@ END_OF_GENERATION = (
     "[EOT]",
     "<\uff5cend\u2581of\u2581sentence\uff5c>",
     "<end_of_utterance>",
+    "<|return|>",
+    "<|call|>",
 )
+# gpt-oss ends each of several messages in a reply by the last of these, and the reply by another.
+SEVERAL_MESSAGES = ("<|return|>", "<|call|>", "<|end|>")
 
 
 def load_tokenizer(file: GGUFFile) -> TokenizerWrapper:
@@ -160,6 +164,8 @@ class _Vocabulary:
     def ends(self) -> set[int]:
         """The ids that end a reply."""
         ends = {self.special("eos"), self.special("eot"), self.special("eom"), *END_OF_GENERATION}
+        if all(token in self.ids for token in SEVERAL_MESSAGES):
+            ends.discard(SEVERAL_MESSAGES[-1])
         return {self.ids[token] for token in ends if token in self.ids}
 
     @property

@@ -29,9 +29,11 @@ class ToyTokenizer:
 
     Attributes:
         reasoning_tags: None: this model writes no reasoning.
+        reply_tokens: Empty: no control token is part of a reply.
     """
 
     reasoning_tags: tuple[str, str] | None = None
+    reply_tokens: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -55,6 +57,11 @@ class ToyTokenizer:
     def eos_token_ids(self) -> AbstractSet[int]:
         """The id of ``<|end|>``."""
         return frozenset({self.end_id})
+
+    @property
+    def control_tokens(self) -> Mapping[str, int]:
+        """``<|start|>`` and ``<|end|>``."""
+        return {START: self.start_id, END: self.end_id}
 
     @property
     def vocabulary(self) -> Mapping[str, int]:

@@ -7,6 +7,8 @@ what was cached as ids is what the next prompt says as text:
 - Nothing is added by `encode`: the template writes its own BOS.
 - Tokenizers of SentencePiece's kind put a space before each part between two special tokens, which
   no template wrote. It is taken away, except at the start of the text, where decoding drops it.
+- Which tokens steer the model, and which of them end a reply, is found by rendering the chat
+  template (`control.py`).
 - What ids spell is our own for vocabularies of bytes, and the tokenizer's own for any other; the
   text of a reply as it comes is the same (`detokenizers.py`).
 - A space at the start of a reply is part of its text only if the template writes replies as they
@@ -33,6 +35,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..errors import MissingTemplateError, TemplateError
 from .clock import FUNCTION, asks_for_date, with_clock
+from .control import TemplateTokens, control_tokens
 from .detokenizers import (
     ByteDetokenizer,
     ByteSpelling,
@@ -87,12 +90,55 @@ class HuggingFaceTokenizer:
 
     @property
     def eos_token_ids(self) -> AbstractSet[int]:
-        """The ids that end a reply."""
-        ids: AbstractSet[int] = self.wrapped.eos_token_ids
-        ends = [self.vocabulary[end] for end in HARMONY_ENDS if end in self.vocabulary]
-        if ends and self._harmony:
-            return {*ids, *ends} - {self.vocabulary[HARMONY_END]}
-        return ids
+        """The ids that end a reply: the model's own, and those that end turns in its template."""
+        ids = frozenset(self.wrapped.eos_token_ids)
+        if self._harmony:
+            ends = {self.vocabulary[end] for end in HARMONY_ENDS if end in self.vocabulary}
+            # What ends a message in the history does not end a reply of several.
+            return (ids | ends) - {self.vocabulary[HARMONY_END]}
+        return ids | self._ends_of_turns
+
+    @cached_property
+    def _ends_of_turns(self) -> AbstractSet[int]:
+        return self._template_tokens.ends(set(self.wrapped.eos_token_ids))
+
+    @cached_property
+    def control_tokens(self) -> Mapping[str, int]:
+        """See `segue.engine.ControlTokens`: special tokens, and those that the template writes."""
+        return control_tokens(self._added_tokens, [*self._sources, *self._reply_texts])
+
+    @property
+    def _sources(self) -> list[str]:
+        """The source of each chat template, where it has one."""
+        template = getattr(self.wrapped, "chat_template", None)
+        named = template.values() if isinstance(template, Mapping) else [template]
+        return [source for source in named if isinstance(source, str)]
+
+    @cached_property
+    def reply_tokens(self) -> AbstractSet[str]:
+        """See `segue.engine.ControlTokens`."""
+        roles = getattr(self.wrapped, "special_tokens_map", None) or {}
+        written = {token for token in roles.values() if isinstance(token, str)}
+        sources = self._sources
+        written |= {t for t in self.control_tokens if any(t in source for source in sources)}
+        return self._template_tokens.in_replies(self.eos_token_ids, written)
+
+    @property
+    def _reply_texts(self) -> list[str]:
+        """What may be around a part of a reply."""
+        found = [*(self.reasoning_tags or ())]
+        found += [self.wrapped.tool_call_start, self.wrapped.tool_call_end]
+        return [text for text in found if text]
+
+    @cached_property
+    def _template_tokens(self) -> TemplateTokens:
+        return TemplateTokens(
+            self.control_tokens,
+            lambda messages, prompt, kwargs: self.render(
+                messages, add_generation_prompt=prompt, template_kwargs=kwargs
+            ),
+            self._reply_texts,
+        )
 
     @property
     def _harmony(self) -> bool:

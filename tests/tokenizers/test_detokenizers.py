@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from kit.gguf_files import byte_level_vocabulary
 from kit.models import CHATML
+from kit.probe import hugging_face
 from kit.templates import TEXT
 from segue import ChatSession
 from segue.gguf.header import GGUFFile
@@ -183,18 +184,19 @@ def test_broken_bytes_are_withheld_only_as_long_as_they_may_become_a_character()
 def test_the_work_per_token_does_not_grow():
     tokenizer = made("llama 2")
     decoded: list[int] = []
-    decode = tokenizer.wrapped._tokenizer.decode
+    plain = hugging_face(tokenizer.wrapped)
+    decode = plain.decode
 
     def counting(ids: list[int], **kwargs: Any) -> Any:
         decoded.append(len(ids))
         return decode(ids, **kwargs)
 
-    tokenizer.wrapped._tokenizer.decode = counting
+    plain.decode = counting
     try:
         ids = tokenizer.encode("the line goes on 世 " * 200)
         streamed(tokenizer, ids)
     finally:
-        del tokenizer.wrapped._tokenizer.decode
+        del plain.decode
     assert max(decoded) < 40
     assert len(decoded) < 1.5 * len(ids) + 10
 
@@ -253,6 +255,6 @@ def test_gaps_between_ids_and_ids_beyond_them_spell_nothing(base):
 
 
 def test_mlx_lm_s_own_detokenizer_is_not_relied_on():
-    plain = made("llama 2").wrapped._tokenizer
+    plain = hugging_face(made("llama 2").wrapped)
     wrapped = TokenizerWrapper(plain, SPMStreamingDetokenizer)
     assert streamed(HuggingFaceTokenizer(wrapped), plain.encode("x é")) == "x é"
