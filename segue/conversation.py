@@ -34,11 +34,14 @@ class Conversation:
         template_kwargs: Arguments for the chat template (``tools``, ``enable_thinking``); copied.
         date: The time that the template writes, if it writes the date; without a zone, it is taken
             as local time. ``None``: the time at which the prompt is made.
+        allow_control_tokens: True if control tokens that are spelled in what people and tools say
+            (``<|im_end|>``) are control tokens for the model. By default they are text, as far as
+            the tokenizer can tell (see `segue.engine.ControlTokens`).
 
     Raises:
-        ConfigurationError: if the instructions aren't text, or the template's arguments aren't a
-            mapping from text, can't be copied, or contain a lone surrogate, or the date isn't a
-            datetime.
+        ConfigurationError: if the instructions aren't text, `allow_control_tokens` isn't a bool,
+            the date isn't a datetime, or the template's arguments aren't a mapping from text, can't
+            be copied, or contain a lone surrogate.
         MessageError: if the messages aren't Messages, or the instructions contain a lone surrogate.
     """
 
@@ -50,6 +53,8 @@ class Conversation:
     """Arguments for the chat template."""
     date: datetime | None = field(compare=False)
     """The time that the template writes, with its zone. Conversations are compared without it."""
+    allow_control_tokens: bool
+    """True if control tokens that are spelled in contents are control tokens for the model."""
 
     def __init__(
         self,
@@ -57,12 +62,19 @@ class Conversation:
         messages: Iterable[Message] = (),
         template_kwargs: Mapping[str, Any] | None = None,
         date: datetime | None = None,
+        allow_control_tokens: bool = False,
     ) -> None:
+        if not isinstance(allow_control_tokens, bool):
+            raise ConfigurationError(
+                f"allow_control_tokens must be True or False, not {allow_control_tokens!r}.",
+                remedy="Leave it out, unless what people and tools say may steer the model.",
+            )
         checked = {
             "instructions": _checked_instructions(instructions),
             "messages": check_messages(messages),
             "template_kwargs": _copied({} if template_kwargs is None else template_kwargs),
             "date": _checked_date(date),
+            "allow_control_tokens": allow_control_tokens,
         }
         # The dataclass is frozen: checked values go in through the base class.
         for name, value in checked.items():
@@ -89,6 +101,7 @@ class Conversation:
         object.__setattr__(twin, "messages", check_messages(messages))
         object.__setattr__(twin, "template_kwargs", self.template_kwargs)
         object.__setattr__(twin, "date", self.date)
+        object.__setattr__(twin, "allow_control_tokens", self.allow_control_tokens)
         return twin
 
     def extended(self, *messages: Message) -> Self:

@@ -4,6 +4,9 @@ Sampled ids are often not what the tokenizer makes of their text, so a later pro
 them if it is compared by text. The ledger has that text, with *seams*: offsets between two tokens
 where the text up to there is certain. A new prompt keeps the ids up to the last seam at which the
 two texts still agree.
+
+Some text spells a control token, and is none: it was typed, or sampled piece by piece. The text of
+a ledger has a `MARK` inside each such place, so that the two never pass for each other.
 """
 
 from __future__ import annotations
@@ -12,6 +15,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
+
+MARK = "\ufdd0"
+"""Inside text that spells a control token and is none: a noncharacter, which no text has."""
 
 _Slices = TypeVar("_Slices", str, tuple[object, ...], list[int])
 
@@ -55,6 +61,13 @@ class TokenLedger:
             return self
         seams = self.seams[: bisect_right(self.seams, length, key=lambda seam: seam.ids)]
         return TokenLedger(self.ids[:length], self.text[: seams[-1].chars], seams)
+
+    def unmarked(self) -> TokenLedger:
+        """Return the ledger without the marks in its text, as files have it."""
+        if MARK not in self.text:
+            return self
+        seams = [Seam(ids, chars - self.text.count(MARK, 0, chars)) for ids, chars in self.seams]
+        return TokenLedger(self.ids, self.text.replace(MARK, ""), tuple(seams))
 
     def seam_within(self, text: str) -> Seam:
         """Return the last seam up to which `text` and the ledger's text are the same."""

@@ -85,6 +85,10 @@ class ChatSession:
             instructions, never half a tool exchange) so that a reply fits, too, and lists them as
             `Reply.dropped`; a function gets the history and returns the one to continue with.
         date: The time that the chat template writes, if it writes the date; see `date`.
+        allow_control_tokens: Let the model read control tokens that are spelled in what people and
+            tools say (``<|im_end|>``) as control tokens: whoever writes a message can end it then,
+            and speak as the system. By default they are text, as far as the engine's tokenizer can
+            tell the two apart (`segue.engine.ControlTokens`).
 
     Raises:
         ConfigurationError: if an argument has the wrong type, or the draft, the cache or the prompt
@@ -106,12 +110,17 @@ class ChatSession:
         prompt_cache: PromptCache | None = None,
         on_overflow: OnOverflow = "error",
         date: datetime | None = None,
+        allow_control_tokens: bool = False,
     ) -> None:
         check_engine(engine)
         check_generation(generation)
         check_cache(cache)
         conversation = Conversation(
-            instructions, history, {} if template_kwargs is None else template_kwargs, date
+            instructions,
+            history,
+            {} if template_kwargs is None else template_kwargs,
+            date,
+            allow_control_tokens,
         )
         given = instructions is not None or conversation.messages or template_kwargs is not None
         begun = None
@@ -120,6 +129,8 @@ class ChatSession:
             begun = prompt_cache.conversation.date
             if not given:
                 conversation = prompt_cache.conversation
+                if allow_control_tokens:
+                    conversation = replace(conversation, allow_control_tokens=True)
         conversation = replace(conversation, date=date or begun or _now())
         self._take(
             SessionCore(
@@ -198,6 +209,20 @@ class ChatSession:
     def writes_date(self) -> bool:
         """True if the chat template writes the date, so that `date` matters."""
         return self._core.writes_date
+
+    @property
+    def allow_control_tokens(self) -> bool:
+        """True if control tokens in what people and tools say are not taken for text.
+
+        Settable; takes effect in the next turn.
+        """
+        return self._core.conversation.allow_control_tokens
+
+    @allow_control_tokens.setter
+    def allow_control_tokens(self, allow_control_tokens: bool) -> None:
+        self._core.conversation = replace(
+            self._core.conversation, allow_control_tokens=allow_control_tokens
+        )
 
     @property
     def generation(self) -> GenerationConfig:
@@ -705,8 +730,8 @@ class ChatSession:
             engine: The model.
             overrides: Arguments of ChatSession to use instead of what the file holds:
                 `instructions`, `template_kwargs`, `generation`, `cache`, `draft`, `on_overflow`,
-                `date`.
-                With a `cache` of another kind, the saved KV cache is left out.
+                `date`, `allow_control_tokens`. With a `cache` of another kind, the saved KV cache
+                is left out.
 
         Raises:
             ConfigurationError: if an argument has the wrong type, or the engine can't do what the
@@ -733,6 +758,7 @@ class ChatSession:
                 instructions=conversation.instructions,
                 history=conversation.messages,
                 template_kwargs=conversation.template_kwargs,
+                allow_control_tokens=conversation.allow_control_tokens,
                 prompt_cache=saved.prefix,
                 **arguments,
             )

@@ -50,6 +50,7 @@ OVERRIDES = (
     "draft",
     "on_overflow",
     "date",
+    "allow_control_tokens",
 )
 
 
@@ -108,6 +109,9 @@ def opening_arguments(file: SessionFile, overrides: Mapping[str, Any]) -> dict[s
         instructions=instructions,
         template_kwargs={} if template_kwargs is None else template_kwargs,
         date=arguments.pop("date", file.date),
+        allow_control_tokens=arguments.pop(
+            "allow_control_tokens", file.conversation.allow_control_tokens
+        ),
     )
     return {**arguments, "conversation": conversation}
 

@@ -26,13 +26,15 @@ def conversation_to_json(conversation: Conversation) -> str:
     Raises:
         ValueError: if the template's arguments hold something that JSON can't express.
     """
-    entry = {
+    entry: dict[str, Any] = {
         "instructions": conversation.instructions,
         "history": [_message_to_entry(message) for message in conversation.messages],
         "template_kwargs": dict(conversation.template_kwargs),
     }
     if conversation.date is not None:
         entry["date"] = conversation.date.isoformat()
+    if conversation.allow_control_tokens:
+        entry["allow_control_tokens"] = True
     return _written(entry)
 
 
@@ -45,7 +47,9 @@ def conversation_from_json(text: str) -> Conversation:
     entry = read_object(text)
     instructions = entry.get("instructions")
     history, kwargs = entry.get("history"), entry.get("template_kwargs", {})
-    if not isinstance(instructions, str | None) or not isinstance(kwargs, dict):
+    allowed = entry.get("allow_control_tokens", False)
+    sound = isinstance(instructions, str | None) and isinstance(kwargs, dict)
+    if not sound or not isinstance(allowed, bool):
         raise ValueError("its instructions or template arguments are of a wrong type")
     try:
         if not isinstance(history, list):
@@ -55,7 +59,7 @@ def conversation_from_json(text: str) -> Conversation:
         raise ValueError("its messages are not of the form they should have") from error
     # JSON's readers take lone surrogates and NaN, its writers don't.
     _written({"instructions": instructions, "template_kwargs": kwargs})
-    return Conversation(instructions, messages, kwargs, _date(entry.get("date")))
+    return Conversation(instructions, messages, kwargs, _date(entry.get("date")), allowed)
 
 
 def _date(text: object) -> datetime | None:
@@ -109,7 +113,8 @@ def _call_from_entry(entry: dict[str, Any]) -> ToolCall:
 
 
 def ledger_to_json(ledger: TokenLedger) -> str:
-    """Write ids, their text and its seams as JSON."""
+    """Write ids, their text and its seams as JSON; the marks in the text are left out."""
+    ledger = ledger.unmarked()
     entry = {"ids": ledger.ids, "text": ledger.text, "seams": ledger.seams}
     return json.dumps(entry, ensure_ascii=False)
 

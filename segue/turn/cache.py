@@ -32,7 +32,7 @@ from ..errors import ConfigurationError, PromptCacheError, UnsupportedFeatureErr
 from ..ledger import TokenLedger, tokens_to_keep
 from ..prompt_cache import PromptCache
 from .plan import CacheView
-from .spelling import append_reply
+from .spelling import append_reply, settle_saved
 
 PROMPT_LOOKUP = "prompt-lookup"
 Capability = TypeVar("Capability")
@@ -85,7 +85,7 @@ class CachedContext:
                 Stores, feature="prompt caches", remedy="Leave prompt_cache at None."
             )
             stores.start_from(prompt_cache.stored, opaque=self.opaque)
-            self.ledger = prompt_cache.ledger or TokenLedger()
+            self.ledger = settle_saved(engine.tokenizer, prompt_cache.ledger or TokenLedger())
         self.prefix = self._context.prefix if isinstance(self._context, Stores) else 0
         """How many tokens the opaque prefix has."""
 
@@ -252,7 +252,7 @@ class CachedContext:
         if context.offset != self.prefix + len(ledger.ids):
             context.rewind(self.prefix)
             return {"cache": "it holds another number of tokens than the file names"}
-        self.ledger = ledger
+        self.ledger = settle_saved(self._engine.tokenizer, ledger)
         return unused
 
 

@@ -3,6 +3,9 @@
 *Splicing.* Where the rendered text begins with the text of the cached ids, those ids stay and only
 the rest is encoded: what the model sampled is kept, although its text might encode to other ids.
 
+*Contents are text.* What people and tools say is marked before it is rendered, and cut to be
+encoded, so that it holds no control token (`contents.py`), unless the conversation allows them.
+
 *Where later prompts come back to.* Two lengths of a prompt matter to caches that rewind to
 checkpoints alone: its opening, shared by every conversation under these instructions, and its
 stable part, which every later prompt of this conversation begins with (templates end a prompt with
@@ -21,8 +24,9 @@ from ..errors import TemplateError
 from ..ledger import TokenLedger, common_prefix
 from ..messages import Message
 from ..text.form import ReplyForm, Wrapping, find_opening, find_wrapping
+from .contents import Controls
 from .rendering import AFTERWARDS, Renderer
-from .spelling import encode_after, spell, without_white_space
+from .spelling import encode_settled, encode_whole, spell_settled, without_white_space
 
 # Questions that begin in all the ways that a tokenizer may join to what precedes them: the ids that
 # all prompts share come before any question.
@@ -56,6 +60,7 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self.renderer = Renderer(tokenizer)
         """Renders conversations."""
+        self._controls = Controls.of(tokenizer)
         # The latest conversation without messages, and the ids of its opening.
         self._opening: tuple[Conversation, tuple[int, ...]] | None = None
         # The latest conversation without messages, and what stands around its answers.
@@ -115,7 +120,7 @@ class PromptBuilder:
         length = without_white_space(self._tokenizer, ledger.ids[:shared])
         kept = ledger.truncate(ledger.truncate(length).seams[-1].ids)
         rest = ledger.ids[len(kept.ids) : length]
-        ledger = kept.extend(rest, spell(self._tokenizer, kept.ids, rest))
+        ledger = kept.extend(rest, spell_settled(self._tokenizer, kept.ids, rest))
         return Prompt(ledger, common_prefix(ledger.ids, self._opening_ids(conversation)), length)
 
     def form(self, conversation: Conversation, prompt: Prompt) -> ReplyForm:
@@ -174,9 +179,15 @@ class PromptBuilder:
 
     def _splice_text(self, text: str, cached: TokenLedger) -> TokenLedger:
         seam = cached.seam_within(text)
+        while (start := self._token_across(text, seam.chars)) is not None:
+            seam = cached.seam_before(start)
         if seam.ids:
             kept, rest = cached.truncate(seam.ids), text[seam.chars :]
-            ids = encode_after(self._tokenizer, kept.ids, rest)
+            ids = encode_settled(self._tokenizer, kept.ids, rest)
             if ids is not None:
                 return kept.extend(ids, rest)
-        return TokenLedger().extend(self._tokenizer.encode(text), text)
+        return TokenLedger().extend(encode_whole(self._tokenizer, text), text)
+
+    def _token_across(self, text: str, offset: int) -> int | None:
+        """Return where a control token begins that the cached ids would only spell a part of."""
+        return None if self._controls is None else self._controls.start_across(text, offset)

@@ -30,8 +30,9 @@ from ..checks import is_encodable
 from ..conversation import Conversation
 from ..engine import Tokenizer, WritesDate
 from ..errors import LostWordsError, TemplateError
-from ..ledger import common_prefix
+from ..ledger import MARK, common_prefix
 from ..messages import Message, Role
+from .contents import REPLACEMENT, Controls
 
 # A word that no conversation has, in which templates change nothing.
 WORD = "zqx{}jkv"
@@ -116,6 +117,7 @@ class Renderer:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._controls = Controls.of(tokenizer)
         self.writes_date = isinstance(tokenizer, WritesDate) and tokenizer.writes_date
         """True if the template writes the date."""
         # What was found out holds for these arguments of the template.
@@ -217,6 +219,7 @@ class Renderer:
             text: What `render` returned for it.
         """
         messages = whole_of(conversation)
+        text = text.replace(MARK, "")
         suspects = self._suspects(messages, text)
         if not suspects:
             return ()
@@ -263,7 +266,23 @@ class Renderer:
         if self.writes_date and conversation.date is not None and "strftime_now" not in kwargs:
             # As templates know it: the time where the conversation began, without its zone.
             kwargs = {**kwargs, "strftime_now": conversation.date.replace(tzinfo=None).strftime}
-        return self._tokenizer.render(entries, add_generation_prompt=True, template_kwargs=kwargs)
+        controls = self._controls
+        if controls is not None and not conversation.allow_control_tokens:
+            entries = [controls.mark_message(entry) for entry in entries]
+            kwargs = controls.mark_arguments(kwargs)
+        try:
+            text = self._tokenizer.render(
+                entries, add_generation_prompt=True, template_kwargs=kwargs
+            )
+        except TemplateError as error:  # which may quote a content
+            if MARK not in error.what:
+                raise
+            raise TemplateError(error.what.replace(MARK, ""), remedy=error.remedy) from error
+        if controls is None:
+            return text
+        if conversation.allow_control_tokens:
+            return text.replace(MARK, REPLACEMENT)
+        return controls.settle(text)
 
     def _entries(self, conversation: Conversation) -> list[dict[str, Any]]:
         """Return the messages, each in the form that the template takes."""
@@ -383,7 +402,7 @@ class Renderer:
         entries = self._entries(conversation)
         entries[position] = self._probe(position, message, [WORD.format("y")])
         try:
-            other = self._render(conversation, entries)
+            other = self._render(conversation, entries).replace(MARK, "")
         except TemplateError:
             return None
         start = common_prefix(text, other)

@@ -3,7 +3,7 @@
 A decoder looks at neighbours: it drops a first space, or joins bytes into a character. So what ids
 spell depends a little on what is before them, and each function here decodes a few of those, too.
 Where the spelling can't be separated from that of the neighbours, the answer is ``None``, and the
-ledger has no seam there.
+ledger has no seam there. The text of ledgers is settled (`contents.py`); that of `spell` is not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..engine import Tokenizer
-from ..ledger import TokenLedger
+from ..ledger import MARK, TokenLedger
+from .contents import Controls
 
 # How many ids before a seam are decoded along with it. Decoders never look far.
 SEAM_CONTEXT = 8
@@ -32,7 +33,7 @@ def append_reply(tokenizer: Tokenizer, prompt: TokenLedger, tokens: Sequence[int
         length = len(body)
     ledger = prompt
     for ids in (body[:length], body[length:], tokens[len(body) :]):
-        ledger = ledger.extend(ids, spell(tokenizer, ledger.ids, ids))
+        ledger = ledger.extend(ids, spell_settled(tokenizer, ledger.ids, ids))
     return ledger
 
 
@@ -50,6 +51,91 @@ def spell(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]) -> st
     alone = tokenizer.decode(context)
     together = tokenizer.decode([*context, *ids])
     return together[len(alone) :] if together.startswith(alone) else None
+
+
+def spell_settled(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int]) -> str | None:
+    """Return what `ids` spell after `before` as settled text; ``None`` as for `spell`."""
+    text, controls = spell(tokenizer, before, ids), Controls.of(tokenizer)
+    if text is None or controls is None:
+        return text
+    context = [*before[-SEAM_CONTEXT:], *ids]
+    length = len(context) - len(ids)
+
+    def spell_slice(start: int, end: int) -> str | None:
+        start, end = start + length, end + length
+        return spell(tokenizer, context[max(0, start - SEAM_CONTEXT) : start], context[start:end])
+
+    return controls.settle_ids(text, ids, spell_slice)
+
+
+def settle_saved(tokenizer: Tokenizer, ledger: TokenLedger) -> TokenLedger:
+    """Return a ledger out of a file with settled text."""
+    controls = Controls.of(tokenizer)
+    if controls is None:
+        return ledger
+
+    def spell_slice(start: int, end: int) -> str | None:
+        ids = ledger.ids
+        return spell(tokenizer, ids[max(0, start - SEAM_CONTEXT) : start], ids[start:end])
+
+    return controls.settle_ledger(ledger, spell_slice)
+
+
+def encode_settled(tokenizer: Tokenizer, before: Sequence[int], text: str) -> list[int] | None:
+    """Return ids that spell settled text after others; ``None`` where the tokenizer makes none.
+
+    Text that spells a control token is cut inside, so that it does not become one.
+    """
+    ids: list[int] = []
+    for piece in filter(None, text.split(MARK)):
+        context = [*before[-SEAM_CONTEXT:], *ids[-SEAM_CONTEXT:]]
+        more = encode_after(tokenizer, context, piece)
+        if more is None:
+            return None
+        ids += _without_false(tokenizer, context, piece, more)
+    return ids
+
+
+def encode_whole(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return ids for settled text from its start, as the tokenizer makes them if none spell it."""
+    ids: list[int] = []
+    for piece in filter(None, text.split(MARK)):
+        context = ids[-SEAM_CONTEXT:]
+        more = encode_after(tokenizer, context, piece) if context else None
+        if more is None:
+            more = list(tokenizer.encode(piece))
+        ids += _without_false(tokenizer, context, piece, more)
+    return ids
+
+
+def _without_false(
+    tokenizer: Tokenizer, before: Sequence[int], text: str, ids: list[int]
+) -> list[int]:
+    """Return ids without control tokens that a tokenizer made of other text.
+
+    Some look for control tokens in text that they normalized: they find them in capitals, say. Such
+    text is encoded character by character.
+    """
+    controls = Controls.of(tokenizer)
+    if controls is None:
+        return ids
+    wanted = controls.tokens_in(text)
+    if sum(index in controls.ids for index in ids) <= len(wanted):
+        return ids
+    mended: list[int] = []
+    for token in wanted:
+        run, text = text.split(token, 1)
+        mended += _by_characters(tokenizer, [*before, *mended], run)
+        mended.append(controls.tokens[token])
+    return mended + _by_characters(tokenizer, [*before, *mended], text)
+
+
+def _by_characters(tokenizer: Tokenizer, before: Sequence[int], text: str) -> list[int]:
+    ids: list[int] = []
+    for character in text:
+        more = encode_after(tokenizer, [*before[-SEAM_CONTEXT:], *ids[-SEAM_CONTEXT:]], character)
+        ids += tokenizer.encode(character) if more is None else more
+    return ids
 
 
 def encode_after(tokenizer: Tokenizer, before: Sequence[int], text: str) -> list[int] | None:
