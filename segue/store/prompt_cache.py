@@ -20,6 +20,7 @@ from ..errors import (
 from ..files.path import checked_path
 from ..ledger import TokenLedger
 from ..prompt_cache import PromptCache
+from ..tokenizer import unknown_ids
 from .texts import (
     conversation_from_json,
     conversation_to_json,
@@ -77,6 +78,11 @@ def load_prompt_cache(path: str | os.PathLike[str], engine: Engine) -> PromptCac
     ledger = None
     if TOKENS in metadata:
         ledger = _read(path, metadata[TOKENS], ledger_from_json)
+        if unknown := unknown_ids(engine.tokenizer, ledger.ids):
+            raise PromptCacheFormatError(
+                f"{path} names token {unknown[0]}, but the model's vocabulary has none.",
+                remedy="Make the prompt cache anew from its text.",
+            )
         # Purely recurrent layers count nothing.
         if stored.offset is None:
             stored = replace(stored, offset=len(ledger.ids))

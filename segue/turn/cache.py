@@ -31,6 +31,7 @@ from ..engine import (
 from ..errors import ConfigurationError, PromptCacheError, UnsupportedFeatureError
 from ..ledger import TokenLedger, tokens_to_keep
 from ..prompt_cache import PromptCache
+from ..tokenizer import unknown_ids
 from .plan import CacheView
 from .spelling import append_reply, settle_saved
 
@@ -245,6 +246,8 @@ class CachedContext:
             return {}
         if not isinstance(context, Stores):
             return {"cache": f"the engine {self._engine.name} can't take it up"}
+        if unknown := unknown_ids(self._engine.tokenizer, ledger.ids):
+            return {"tokens": f"the vocabulary has no token {unknown[0]}"}
         try:
             unused = context.restore(stored)
         except PromptCacheError as error:

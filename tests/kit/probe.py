@@ -47,6 +47,14 @@ def ids_of(session: ChatSession) -> tuple[int, ...]:
     return ledger_of(session).ids
 
 
+def forge(session: ChatSession, token: int) -> None:
+    """Have the ledger name another token than the newest that was fed."""
+    ledger = ledger_of(session)
+    session._core.cache.ledger = TokenLedger(
+        (*ledger.ids[:-1], token), ledger.truncate(len(ledger.ids) - 1).text, ledger.seams[:-1]
+    )
+
+
 def context_of(session: ChatSession) -> Any:
     """The session's context."""
     return session._core.cache._context

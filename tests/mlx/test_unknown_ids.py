@@ -14,9 +14,15 @@ from transformers import PreTrainedTokenizerFast
 
 import segue
 from kit.models import CHATML, byte_level_tokenizer, tiny_llama, write_folder
-from kit.probe import ids_of
-from segue import ChatSession, GenerationConfig, MlxEngine
-from segue.testing import ToyTokenizer
+from kit.probe import forge, ids_of
+from segue import (
+    ChatSession,
+    GenerationConfig,
+    MlxEngine,
+    PromptCacheFormatError,
+    SessionWarning,
+)
+from segue.testing import FakeEngine, ToyTokenizer
 from segue.testing.mlx import CachingModel
 
 TOKENS = len(ToyTokenizer())
@@ -79,7 +85,6 @@ def test_a_draft_that_proposes_by_the_same_rule_is_accepted():
 def test_a_vocabulary_without_holes_is_sampled_as_ever():
     model = tiny_llama(TOKENS)
     whole = MlxEngine(model, ToyTokenizer())
-    assert whole._known(TOKENS) is None
     config = GenerationConfig(max_tokens=20, temperature=1.0, seed=5, logprobs=3)
 
     class Silent(ToyTokenizer):
@@ -179,3 +184,27 @@ def test_byte_level_folders_with_padded_embeddings(tmp_path):
     with ChatSession(loaded, generation=settings).stream("hi") as reply:
         tokens = [response.token for response in reply]
     assert max(tokens) < len(tokenizer)
+
+
+def test_a_saved_session_that_names_one_is_read_again(tmp_path):
+    path = tmp_path / "a.segue"
+    session = ChatSession(FakeEngine(["hello"]))
+    session.respond("hi")
+    forge(session, TOKENS + 9)
+    session.save(path)
+    session.close()
+    with pytest.warns(SessionWarning, match=f"has no token {TOKENS + 9}"):
+        opened = ChatSession.open(path, FakeEngine(["fine"]))
+    assert opened.cached_tokens == 0
+    assert opened.respond("and?") == "fine"
+
+
+def test_a_prompt_cache_that_names_one_is_refused(tmp_path):
+    path = tmp_path / "a.safetensors"
+    engine = FakeEngine(["hello"])
+    session = ChatSession(engine)
+    session.respond("hi")
+    forge(session, TOKENS + 9)
+    session.save_cache(path)
+    with pytest.raises(PromptCacheFormatError, match=f"names token {TOKENS + 9}"):
+        segue.load_prompt_cache(path, engine)

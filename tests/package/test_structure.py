@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "drafting": {"engine"},
     "tokenizers": {"engine"},
     "gguf": {"tokenizers"},
-    "store": {"engine", "files", "prompt_cache"},
+    "store": {"engine", "tokenizer", "files", "prompt_cache"},
     "turn": {"engine", "tokenizer", "text", "prompt_cache", "interrupt"},
     "session": {"turn", "store", "files", "engine", "prompt_cache", "interrupt"},
     "loading": {"engine", "mlx"},
