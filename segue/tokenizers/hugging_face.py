@@ -257,10 +257,10 @@ class HuggingFaceTokenizer:
         if backend is None:  # a tokenizer in Python
             return None
         decoder = _kinds(backend.decoder)
-        if "ByteLevel" in decoder:
-            byte_level = decoder <= {"ByteLevel", "Sequence", "Fuse"}
-        elif "ByteLevel" in _kinds(backend.pre_tokenizer) | _kinds(backend.normalizer):
+        if "ByteLevel" in _kinds(backend.pre_tokenizer) | _kinds(backend.normalizer):
             byte_level = True
+        elif "ByteLevel" in decoder:
+            byte_level = decoder <= {"ByteLevel", "Sequence", "Fuse"}
         else:  # a space and a line break as either kind of vocabulary has them
             known = self.vocabulary
             byte_level = "\u0120" in known and "\u010a" in known and "\u2581" not in known

@@ -83,6 +83,9 @@ BYTE_LEVEL: dict[str, Callable[[], Tokenizer]] = {
     ),
     "as Devstral's conversions": lambda: byte_level(decoders.Sequence(STRIPPING)),
     "SentencePiece without strip": lambda: byte_level(decoders.Sequence(SENTENCEPIECE)),
+    "its own after others": lambda: byte_level(
+        decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteLevel(), decoders.Fuse()])
+    ),
     "metaspace": lambda: byte_level(decoders.Metaspace()),
     "no decoder": lambda: byte_level(None),
 }
