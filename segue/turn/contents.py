@@ -87,7 +87,7 @@ class Controls:
         self._said = _Finder(self.tokens)
         self._replied = _Finder([text for text in self.tokens if text not in in_replies])
         harmless = (tag for tag in tags if self._replied.search(tag, 0) is None)
-        self._allowed = tuple({*in_replies, *harmless} - {""})
+        self._allowed = _Finder(text for text in {*in_replies, *harmless} if len(text) > 1)
         self._mark_said: Callable[..., str] = lru_cache(REMEMBERED)(self._marked_said)
         self._mark_reply: Callable[[str], str] = lru_cache(REMEMBERED)(self._marked_reply)
 
@@ -169,7 +169,7 @@ class Controls:
         text = text.replace(MARK, REPLACEMENT)
         places = set()
         for start in self._replied.openings(text):
-            if not text.startswith(self._allowed, start):
+            if not self._allowed.at(text, start):
                 places.add(start + _inside(self._replied.at(text, start)))
         return _with_marks(text, places | self._replied.edges(text))
 
@@ -292,23 +292,28 @@ class _Finder:
     def __init__(self, texts: Iterable[str]) -> None:
         longest_first = sorted(texts, key=len, reverse=True)
         self.longest = len(longest_first[0]) if longest_first else 0
-        self._by_opening: dict[str, list[str]] = {}
+        # Vocabularies may have thousands: they are looked up by their lengths, never one by one.
+        self._texts = frozenset(longest_first)
+        self._lengths: dict[str, list[int]] = {}
         for text in longest_first:
-            self._by_opening.setdefault(text[:2], []).append(text)
+            lengths = self._lengths.setdefault(text[:2], [])
+            if not lengths or lengths[-1] != len(text):
+                lengths.append(len(text))
         # Letters and white space begin too much else.
         first = {text[0] for text in longest_first if not (text[0].isalnum() or text[0].isspace())}
         # Some renderers read the arguments of a call out of their JSON.
         escaped = "|".join(f"\\\\u(?i:{ord(character):04x})" for character in sorted(first))
         self.first = re.compile("|".join(filter(None, [_any_of(first).pattern, escaped])))
-        self._opening = _any_of(self._by_opening)
+        self._opening = _any_of(self._lengths)
         self._ends = {text[cut:] for text in longest_first for cut in range(1, len(text))}
         self._starts = {text[:cut] for text in longest_first for cut in range(1, len(text))}
         self._inside = "\0".join(text[1:-1] for text in longest_first)
 
     def at(self, text: str, start: int) -> list[str]:
         """Return those of the texts that begin at an offset, longest first."""
-        here = self._by_opening.get(text[start : start + 2], ())
-        return [known for known in here if text.startswith(known, start)]
+        lengths = self._lengths.get(text[start : start + 2], ())
+        pieces = (text[start : start + length] for length in lengths)
+        return [piece for piece in pieces if piece in self._texts]
 
     def search(self, text: str, start: int) -> tuple[int, list[str]] | None:
         """Return the first offset where any of the texts begin, and these, longest first."""
