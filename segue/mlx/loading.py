@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
 
 from ..errors import (
@@ -106,11 +107,10 @@ def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
     try:
         try:
             model, tokenizer, *_ = mlx_lm.load(str(source), revision=revision)
-        except AttributeError as error:
-            # mlx-lm's table of tokens has None for ids in a gap, and this is what it asks of them.
-            if error.obj is not None or error.name != "startswith":
+        except (AttributeError, TypeError, ValueError) as error:
+            if not _in_detokenizer(error):
                 raise
-            model, tokenizer = _load_with_gaps(source, revision)
+            model, tokenizer = _load_without_detokenizer(source, revision)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ModelNotFoundError(
             f"{source!r} could not be fetched from the hub: {_in_short(error)}.",
@@ -135,8 +135,16 @@ def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
     return MlxEngine(_for_this_device(model), tokenizer, name=name)
 
 
-def _load_with_gaps(source: Path | str, revision: str | None) -> tuple[Any, Any]:
-    """Load a model whose vocabulary has gaps, which mlx-lm's own detokenizers don't take."""
+def _in_detokenizer(error: BaseException) -> bool:
+    """Return True if an error comes from the table of tokens that mlx-lm's detokenizers make."""
+    from mlx_lm.tokenizer_utils import StreamingDetokenizer
+
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    return any(isinstance(frame.f_locals.get("self"), StreamingDetokenizer) for frame in frames)
+
+
+def _load_without_detokenizer(source: Path | str, revision: str | None) -> tuple[Any, Any]:
+    """Load a model whose vocabulary has gaps, say, which mlx-lm's detokenizers don't take."""
     from huggingface_hub import snapshot_download
     from mlx_lm.tokenizer_utils import TokenizerWrapper
     from mlx_lm.utils import load_model
