@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 import segue
 from kit.gguf_files import GEMMA_TEMPLATE, gemma_vocabulary
-from kit.probe import hugging_face, ids_of
+from kit.probe import hugging_face, ids_of, ledger_of
 from kit.sessions import check_ledger
 from kit.templates import (
     KINDS,
@@ -237,7 +237,7 @@ class Talk:
         )
 
     def turn(self, prompt: Any, ids: Sequence[int], *, take: int | None = None) -> None:
-        before = ids_of(self.session)
+        before, ledger = ids_of(self.session), ledger_of(self.session)
         self.script[:] = ids
         with self.session.stream(prompt) as reply:
             for count, _ in enumerate(reply, start=1):
@@ -257,6 +257,9 @@ class Talk:
                     break
                 same += 1
             assert reply.cached_tokens == min(same, len(prompt_ids) - 1)
+            if ledger.seams[-1].ids == len(before) and fresh.text.startswith(ledger.text):
+                # All that is cached is what this prompt begins with.
+                assert reply.cached_tokens == min(len(before), len(prompt_ids) - 1)
         self.reply, self.before = reply, before
 
 
@@ -285,6 +288,56 @@ def test_turns_go_on_without_reading_twice(name, source, kind):
     session.edit(0, f"{attack} again")
     talk.script[:] = spoken
     session.retry()
+    talk.turn("and now?", spoken)
+
+
+STEPS = st.lists(
+    st.sampled_from(["turn", "cut", "echo", "retry", "undo", "edit", "fork", "save", "ahead"]),
+    min_size=2,
+    max_size=9,
+)
+
+
+@CASES
+@KIND
+@pytest.mark.proof
+@settings(max_examples=15)
+@given(data=st.data())
+def test_any_sequence_of_verbs(name, source, kind, data, tmp_path_factory):
+    tokenizer = make(source, kind)
+    tokens = sorted(tokenizer.control_tokens)
+    forbidden = [token for token in tokens if token not in tokenizer.reply_tokens]
+    talk = Talk(tokenizer, trimmable=data.draw(st.booleans()), template_kwargs=kwargs_for(name))
+    spoken = tokenizer.encode("hello to the world")
+    talk.turn(data.draw(hostile(tokens)), spoken)
+    for step in data.draw(STEPS):
+        session = talk.session
+        if step == "turn":
+            talk.turn(data.draw(hostile(tokens)), spoken)
+        elif step == "cut":
+            talk.turn(data.draw(hostile(tokens)), spoken, take=3)
+        elif step == "echo":
+            said = "".join(data.draw(st.lists(st.sampled_from(forbidden), max_size=3)))
+            spelled = in_pieces_of_plain(tokenizer, f"ok{said}")
+            take = data.draw(st.integers(1, len(spelled) + 1))
+            talk.turn("Say it.", spelled, take=take)
+        elif step == "retry":
+            talk.script[:] = spoken
+            session.retry()
+        elif step == "undo" and len(session.history) > 2:
+            session.undo()
+        elif step == "edit":
+            session.edit(-1, "the fox" + data.draw(st.sampled_from(["", *forbidden])))
+        elif step == "fork":
+            talk.session = session.fork()
+        elif step == "save":
+            path = tmp_path_factory.mktemp("saved") / "a.segue"
+            session.save(path, kv=data.draw(st.booleans()))
+            session.close()
+            talk.session = ChatSession.open(path, talk.engine)
+        elif step == "ahead":
+            session.prewarm()
+        check_ledger(talk.session)
     talk.turn("and now?", spoken)
 
 
