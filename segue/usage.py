@@ -72,7 +72,8 @@ class Reuse:
         if not self.held_tokens and self.reason is None:
             return f"{count}: nothing was cached before."
         if self.reason is None:
-            return f"{count}: all that was cached."
+            end = "" if self.tokens >= self.held_tokens else " but for its end"
+            return f"{count}: all that was cached{end}."
         return f"{count}: {self.detail}."
 
 

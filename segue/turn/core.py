@@ -306,11 +306,11 @@ class SessionCore:
         read = self._opening.read
         if read is None:
             return None
-        if self.cache.offset < plan.length:
-            read = replace(read, rewound=True)
-        messages = plan.conversation.messages
-        cut = common_prefix(read.conversation.messages, messages)
-        return replace(read, cut=cut if read.cut is None else min(cut, read.cut))
+        cut = common_prefix(read.conversation.messages, plan.conversation.messages)
+        left: int | None = len(plan.prompt.ledger.ids)
+        if left == self._opening.held:  # of what was still there, all stays
+            left = read.left
+        return replace(read, cut=cut if read.cut is None else min(cut, read.cut), left=left)
 
     def commit(self, plan: TurnPlan, reader: ReplyReader, usage: TurnUsage) -> None:
         """Write back what a turn really did."""

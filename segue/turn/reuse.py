@@ -48,8 +48,8 @@ class Read:
     """Why the cache holds less than these ids, in words; empty if nobody took them back."""
     cut: int | None = None
     """The index of the first message that was taken back since."""
-    rewound: bool = False
-    """True if the cache could not go back just so far, and went back further."""
+    left: int | None = None
+    """How many of the ids were to stay then; the cache may have gone back further."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +93,29 @@ def explain(tokenizer: Tokenizer, opening: Opening, plan: TurnPlan, reused: int)
     common = common_prefix(before, prompt)
     # The last id of a prompt is always fed.
     shared = min(common, len(prompt) - 1)
+    if read.left is not None and read.cut == len(read.conversation.messages):
+        shared = min(shared, read.left)  # no message went, but what was read ahead after them
     there = min(shared, opening.held)
+    went_further = opening.kept < prefix + there or (there < shared and not read.lost)
     if reused < opening.kept:
         cause = _Cause(MissReason.ENGINE, None, "the engine reused less than it was sent before")
-    elif there < shared:
-        cause = _lost(read, plan.conversation)
-        shared = there if read.lost else shared
+        went_further = False
+    elif there < shared and read.lost:
+        cause, shared = _Cause(MissReason.LOST, None, read.lost), there
+    elif read.left is not None and read.left < shared:
+        cause = _taken_back(read, plan.conversation)
+        went_further = there < min(read.left, shared)
+    elif common < len(before):
+        cause = _Parting(tokenizer, read.conversation, read.ledger, plan, shared).cause()
     else:
         cause = None
-        if common < len(before):
-            cause = _Parting(tokenizer, read.conversation, read.ledger, plan, shared).cause()
-        if cause is None and opening.kept < prefix + there:
-            cause = _Cause(
-                MissReason.REWIND,
-                None,
-                f"the cache could not go back to the first {prefix + there:,}, which are the same",
+    if went_further:
+        if cause is None:
+            detail = (
+                f"the cache could not go back to the first {prefix + shared:,}, which are the same"
             )
-        elif cause is not None and (opening.kept < prefix + there or read.rewound):
+            cause = _Cause(MissReason.REWIND, None, detail)
+        else:
             cause = cause._replace(detail=cause.detail + WENT_FURTHER)
     return _reuse(cause, reused, plan, prefix + len(before), prefix + shared)
 
@@ -119,15 +125,11 @@ def _reuse(cause: _Cause | None, reused: int, plan: TurnPlan, held: int, shared:
     return Reuse(reused, plan.length, reason, index, held, shared, detail)
 
 
-def _lost(read: Read, new: Conversation) -> _Cause:
-    if read.lost or read.cut is None:
-        return _Cause(MissReason.LOST, None, read.lost or "the cache holds less than before")
+def _taken_back(read: Read, new: Conversation) -> _Cause:
     first = common_prefix(read.conversation.messages, new.messages)
-    if first == read.cut < len(new.messages):
-        cause = _other_message(new, first)
-    else:
-        cause = _Cause(MissReason.MESSAGE, read.cut, f"message {read.cut} was taken back")
-    return cause._replace(detail=cause.detail + WENT_FURTHER) if read.rewound else cause
+    if read.cut is not None and first > read.cut:  # and was said again
+        return _Cause(MissReason.MESSAGE, read.cut, f"message {read.cut} was taken back")
+    return _other_message(new, first)
 
 
 def _other_message(new: Conversation, index: int) -> _Cause:
@@ -183,7 +185,7 @@ class _Parting:
         changes = self._changes()
         if changes:
             known = [
-                (place, number, cause)
+                (place, -number, cause)
                 for number, (cause, place) in enumerate(changes)
                 if place is not None and place <= self._parted
             ]
@@ -201,9 +203,10 @@ class _Parting:
         """Return what has changed, and from which character of the prompt on that matters."""
         old, new = self._old, self._new
         found: list[tuple[_Cause, int | None]] = []
-        if old.instructions != new.instructions:
-            cause = _Cause(MissReason.INSTRUCTIONS, None, "the instructions changed")
-            found.append((cause, self._differs(replace(new, instructions=old.instructions))))
+        # Of several at one place, the first one here is named.
+        if self._renderer.writes_date and old.date != new.date:
+            cause = _Cause(MissReason.DATE, None, "the template writes another date")
+            found.append((cause, self._differs(replace(new, date=old.date))))
         if old.template_kwargs != new.template_kwargs:
             names = sorted(
                 name
@@ -213,9 +216,9 @@ class _Parting:
             detail = f"the template's arguments changed ({', '.join(names) or 'their order'})"
             cause = _Cause(MissReason.TEMPLATE_KWARGS, None, detail)
             found.append((cause, self._differs(replace(new, template_kwargs=old.template_kwargs))))
-        if self._renderer.writes_date and old.date != new.date:
-            cause = _Cause(MissReason.DATE, None, "the template writes another date")
-            found.append((cause, self._differs(replace(new, date=old.date))))
+        if old.instructions != new.instructions:
+            cause = _Cause(MissReason.INSTRUCTIONS, None, "the instructions changed")
+            found.append((cause, self._differs(replace(new, instructions=old.instructions))))
         if self._first < len(old.messages):
             cause = _other_message(new, self._first)
             if self._dropped:
@@ -269,12 +272,9 @@ class _Parting:
     def _index_at(self, place: int) -> int | None:
         """Return the message that a character of the prompt belongs to; ``None`` before them."""
         messages = self._new.messages
-        system = self._new.instructions
-        if system is not None:
-            changed = [replace(self._new, instructions=other) for other in OTHERS]
-            start, end = self._span(lambda: map(self._rendered, changed))
-            if start is not None and end is not None and start <= place < end:
-                return None
+        start, end = self._span_of_instructions()
+        if start is not None and end is not None and start <= place < end:
+            return None
         low, high = 0, len(messages)
         while low < high:
             middle = probe = (low + high) // 2
@@ -289,14 +289,22 @@ class _Parting:
         return min(low, len(messages) - 1) if messages else None
 
     def _start(self, index: int) -> int | None:
-        """Return where a message begins in the prompt: after the last one, if it has none."""
-        if index >= len(self._new.messages):
-            return self._end(index - 1) if index else 0
-        return self._span_of(index)[0]
+        """Return where a message begins, with what the template writes before it."""
+        if index:
+            return self._end(index - 1)
+        start = self._span_of(0)[0] if self._new.messages else None
+        _, after = self._span_of_instructions()
+        return after if start is not None and after is not None and after <= start else 0
 
     def _end(self, index: int) -> int | None:
         """Return where a message ends in the prompt; ``None`` if it is not rendered."""
         return self._span_of(index)[1]
+
+    def _span_of_instructions(self) -> tuple[int | None, int | None]:
+        if self._new.instructions is None:
+            return None, None
+        changed = [replace(self._new, instructions=other) for other in OTHERS]
+        return self._span(lambda: map(self._rendered, changed))
 
     def _span_of(self, index: int) -> tuple[int | None, int | None]:
         messages = self._new.messages
