@@ -2,8 +2,7 @@
 
 An engine implements `Engine` and `Context`, which are small: a tokenizer, a fingerprint, and a
 context that runs a request, rewinds as far as it can, and reports how many tokens it holds. What
-else an engine may be able to do is a protocol of its own, a *capability*, which a session asks for
-with ``isinstance``:
+else there may be is a protocol of its own, a *capability*, asked for with ``isinstance``:
 
 =====================  ============================================================
 `Checkpoints`          a context that rewinds to checkpoints where it can't be trimmed
@@ -17,8 +16,7 @@ with ``isinstance``:
 `ControlTokens`        a tokenizer that can tell control tokens from text
 =====================  ============================================================
 
-A session works with the core alone; what an engine lacks is refused with UnsupportedFeatureError,
-which names engine and feature. An engine imports no session, and the session imports no engine.
+A session works with the core alone; what an engine lacks is refused with UnsupportedFeatureError.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ class Reuse:
         >>> session.instructions = "Be kind."
         >>> _ = session.respond("How are you?")
         >>> print(session.reuse)
-        20 of 103 tokens were reused: the instructions changed.
+        11 of 78 tokens were reused: the instructions changed.
     """
 
     tokens: int

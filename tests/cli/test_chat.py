@@ -13,15 +13,16 @@ from rich.console import Console
 
 from kit.chats import Typed, alone, chat_of, converse
 from kit.command import run
+from kit.dated import LONG_AGO, Dated
 from kit.probe import engine_of
-from segue import ChatSession, GenerationConfig, Message
+from segue import ChatSession, GenerationConfig, GenerationResponse, Message
 from segue.cli.chat.chat import TerminalChat
 from segue.cli.chat.commands import COMMANDS, conversation, general, sessions
 from segue.cli.chat.commands import command as command_module
 from segue.cli.chat.idle import CHUNK, reading_ahead
 from segue.cli.chat.statistics import turn_line, usage_table
 from segue.testing import FakeEngine, ToyTokenizer
-from segue.usage import TurnUsage
+from segue.usage import MissReason, Reuse, TurnUsage
 
 
 def test_a_turn_shows_the_reply_and_one_quiet_line():
@@ -255,6 +256,59 @@ def test_a_reply_that_was_cut_says_so():
     )
     chat.run()
     assert "cut · 21 tokens read" in chat.console.file.getvalue()
+
+
+def miss(reason: MissReason | None, *, held: int = 9000, index: int | None = 12) -> Reuse:
+    return Reuse(4000, 12000, reason, index, held, 4000, "so it is")
+
+
+@pytest.mark.parametrize("index", [None, 0, 12345])
+@pytest.mark.parametrize("reason", [None, *MissReason])
+def test_a_line_says_in_80_columns_what_nobody_expected(reason, index):
+    turn = TurnUsage(123_456, 98_765, 24_691, 999, 1.0, 1.0)
+    last = GenerationResponse("x", 1, None, False, 1, 1, 1.0, 1, 123.45, 0)
+    expected = reason in {
+        MissReason.DATE,
+        MissReason.DROPPED,
+        MissReason.TEMPLATE,
+        MissReason.TOKENS,
+        MissReason.REWIND,
+        MissReason.LOST,
+        MissReason.ENGINE,
+    }
+    plain = turn_line(turn, last, 123.45, stopped=False)
+    for held in (9000, 4063):
+        for stopped in (False, True):
+            said = miss(reason, held=held, index=index)
+            line = turn_line(turn, last, 123.45, stopped=stopped, reuse=said)
+            assert len(line) <= 80
+            assert line.startswith(
+                "stopped · " if stopped else "24,691 tokens read · 98,765 reused"
+            )
+            if not stopped:
+                assert (line != plain) == (expected and held == 9000)
+
+
+def test_statistics_say_why_the_latest_turn_read_again():
+    session = ChatSession(FakeEngine(["one", "two"]), instructions="be kind")
+    console = Console(file=io.StringIO(), width=200)
+    console.print(usage_table(session))
+    assert "latest turn" not in console.file.getvalue()
+    session.respond("hi")
+    session.instructions = "be brief"
+    session.respond("ho")
+    console.print(usage_table(session))
+    shown = console.file.getvalue()
+    assert "latest turn" in shown
+    assert "tokens were reused: the instructions changed." in shown
+    assert "date in prompts" not in shown
+
+
+def test_statistics_say_which_date_the_template_writes():
+    session = ChatSession(FakeEngine(tokenizer=Dated()), date=LONG_AGO)
+    console = Console(file=io.StringIO())
+    console.print(usage_table(session))
+    assert re.search(r"date in prompts +2024-02-29", console.file.getvalue())
 
 
 def test_one_token_is_one_token():

@@ -26,6 +26,7 @@ WITHOUT = {
     "TextKind",
     "TurnPreview",
     "TurnUsage",
+    "MissReason",
 }
 
 

@@ -140,6 +140,7 @@ LOST = {
     ),
     "names of what was left out that are a text": (
         told("settings", lambda e: e.update(left_out="abc")),
+        told("settings", lambda e: e.update(fixed_date=1)),
         ("settings",),
         "names",
     ),

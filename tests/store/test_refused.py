@@ -116,6 +116,9 @@ REFUSED = {
     "a history that is null": (conversation(lambda e: e.update(history=None)), "messages"),
     "a history of text": (conversation(lambda e: e.update(history=["hi"])), "messages"),
     "instructions that are a number": (conversation(lambda e: e.update(instructions=1)), "type"),
+    "a date that is a number": (conversation(lambda e: e.update(date=5)), "date"),
+    "a date that is no date": (conversation(lambda e: e.update(date="today")), "date"),
+    "a date without a zone": (conversation(lambda e: e.update(date="2024-02-29")), "date"),
     "template arguments that are a list": (
         conversation(lambda e: e.update(template_kwargs=[])),
         "type",

@@ -101,9 +101,7 @@ TRAITS = {
     "Qwen3.5-4B": Traits(tools=True, several=True, reply=CLOSE),
     # It writes calls only of messages without content, and ours have one.
     "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": Traits(reply=CLOSE),
-    "deepseek-ai-DeepSeek-V3.1": Traits(
-        tools=True, several=True, as_text=True, ignores_tools=True
-    ),
+    "deepseek-ai-DeepSeek-V3.1": Traits(tools=True, several=True, as_text=True, ignores_tools=True),
     "gemma4_e2b": Traits(
         tools=True, several=True, reply="<|channel>thought\n{thought}\n<channel|>{answer}"
     ),
