@@ -54,10 +54,13 @@ REMEDIES = {
     Role.TOOL: "Before it, pass the call: Message.assistant('', tool_calls=[call]). If this model "
     "knows no tools, say it in a message of the user.",
 }
-TOOLS_IGNORED = (
-    "The chat template ignores tools, so the model does not know of them. Describe them in the "
-    "instructions, or use a model that is made for tools."
-)
+# Arguments of templates that have words for the model, and what to say if they are not rendered.
+IGNORED = {
+    "tools": "The chat template ignores tools, so the model does not know of them. Describe them "
+    "in the instructions, or use a model that is made for tools.",
+    "documents": "The chat template ignores documents, so the model does not read them. Say what "
+    "is in them in a message.",
+}
 
 Slot = tuple[Role, bool]
 """A role, and whether it speaks in the first message."""
@@ -157,25 +160,24 @@ class Renderer:
             )
         return text
 
-    def ignores_tools(self, conversation: Conversation, text: str) -> bool:
-        """Return True if a template is given tools, and does not render them.
+    def ignored(self, conversation: Conversation, text: str) -> Iterable[str]:
+        """Return the arguments with words for the model that a template does not render.
 
         Args:
             conversation: The conversation.
             text: What `render` returned for it.
         """
-        if not conversation.template_kwargs.get("tools"):
-            return False
-        key = ("tools",)
-        if key not in self._shown:
-            without = {**conversation.template_kwargs, "tools": None}
+        for name in IGNORED:
+            if not conversation.template_kwargs.get(name) or (name,) in self._shown:
+                continue
+            without = {**conversation.template_kwargs, name: None}
             try:
                 if self._render(conversation, self._entries(conversation), without) == text:
-                    return True
+                    yield name
+                    continue
             except TemplateError:
                 pass  # it needs them
-            self._shown.add(key)
-        return False
+            self._shown.add((name,))
 
     def check(self, conversation: Conversation, text: str, *, asked: int) -> tuple[str, ...]:
         """Refuse to leave out what is asked, or the instructions; return what else is left out.
@@ -207,8 +209,7 @@ class Renderer:
                     index=loss.index,
                 )
             warnings.append(loss.sentence)
-        if self.ignores_tools(conversation, text):
-            warnings.append(TOOLS_IGNORED)
+        warnings += [IGNORED[name] for name in self.ignored(conversation, text)]
         return tuple(warnings)
 
     def losses(self, conversation: Conversation, text: str) -> tuple[Loss, ...]:
@@ -452,12 +453,11 @@ def _shape(messages: Sequence[Message], position: int) -> tuple[object, ...]:
 def _entry(message: Message, *, parts: bool, words: str | None = None) -> dict[str, Any]:
     """Return a message as the template gets it, with other content if there are `words`."""
     entry = message.to_template()
-    content = message.content if words is None else words
-    if parts:
-        texts = [content] if isinstance(content, str) else [part.text for part in content]
-        entry["content"] = [{"type": "text", "text": text} for text in texts]
-    elif words is not None:
+    if words is not None:
         entry["content"] = words
+    if parts:
+        # One of them: some templates render the first part alone.
+        entry["content"] = [{"type": "text", "text": entry["content"]}]
     return entry
 
 

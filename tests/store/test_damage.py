@@ -138,9 +138,13 @@ LOST = {
         ("settings",),
         "wrong type",
     ),
+    "a fixed date that is a number": (
+        told("settings", lambda e: e.update(fixed_date=1)),
+        ("settings",),
+        "wrong type",
+    ),
     "names of what was left out that are a text": (
         told("settings", lambda e: e.update(left_out="abc")),
-        told("settings", lambda e: e.update(fixed_date=1)),
         ("settings",),
         "names",
     ),

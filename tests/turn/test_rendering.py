@@ -148,10 +148,11 @@ def test_a_conversation_with_parts_reads_nothing_twice(source):
         assert f"user\n{question}<|im_end|>" in tokenizer_of(source).decode(held(session))
 
 
-def test_parts_stay_parts_where_the_template_takes_parts():
+def test_several_parts_are_one_where_the_template_takes_parts():
+    # Some render the first part alone.
     counting = PARTS.replace("message.role + '\\n'", "message.content | length | string + '\\n'")
     said = Conversation(None, [Message.user([Text("one "), Text("two")])])
-    assert "<|im_start|>2\none two<|im_end|>" in text_of(counting, said)
+    assert "<|im_start|>1\none two<|im_end|>" in text_of(counting, said)
 
 
 def test_parts_are_joined_where_the_template_takes_text():
@@ -323,6 +324,25 @@ def test_tools_that_the_template_ignores_are_warned_of_once():
         session.respond("Hello")
     assert len(caught) == 1
     session.respond("And now?")
+
+
+def test_documents_that_the_template_ignores_are_warned_of():
+    documents = [{"title": "The clock", "text": "It is half past twelve."}]
+    said = Conversation(None, [USER], {"documents": documents})
+    (told,) = check(CHATML, said)
+    assert "ignores documents" in told
+    assert check("{{- documents | tojson }}" + CHATML, said) == ()
+
+
+def test_a_second_call_that_is_left_out_is_warned_of():
+    one = CHATML.replace(
+        "message.content +",
+        "(message.tool_calls[0].function.name if message.tool_calls else message.content) +",
+    )
+    calls = [CALL, ToolCall("weather", {"city": "Paris"}, id="call00002")]
+    said = [USER, Message.assistant("", tool_calls=calls), RESULT[2]]
+    (told,) = check(one, Conversation(None, said), asked=3)
+    assert "a call of weather in message 1" in told
 
 
 def test_tools_that_the_template_knows_are_no_cause_for_alarm():
