@@ -17,6 +17,7 @@ from ..engine import Engine
 from ..errors import LostWordsError
 from ..messages import Message
 from ..session import ChatSession
+from ..turn.left_out import LeftOut
 from ..turn.rendering import Renderer
 from .output.streams import write_remark
 from .words import count
@@ -87,7 +88,7 @@ def _check_template(engine: Engine, model: str, text: str) -> None:
     """Refuse a model whose prompts would not have the text."""
     renderer, asked = Renderer(engine.tokenizer), Conversation(text, [Message.user("a")])
     try:
-        left_out = renderer.check(asked, renderer.render(asked), asked=0)
+        left_out = LeftOut(renderer).check(asked, renderer.render(asked), asked=0)
     except LostWordsError as error:
         raise click.ClickException(
             f"The chat template of {model} leaves system messages out, so the text would not be "

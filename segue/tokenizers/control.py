@@ -7,9 +7,9 @@ writes around those is structure, and the control tokens in it say what they are
   next question. Folders often name another end of text as their eos, and then the model talks on in
   the person's name. Where a template writes nothing at the end of a turn, what begins the next turn
   ends the reply.
-- *Tokens of replies* are those around a call of a tool, and around reasoning, which a model samples
-  in the middle of its reply; and those that the template never writes. All others bound turns, and
-  no reply holds them.
+- *Tokens of replies* are those around a call of a tool, around reasoning and around the answer,
+  which a model samples in the middle of its reply; and those that the template never writes. All
+  others bound turns, and no reply holds them.
 
 What does not work:
 
@@ -149,6 +149,7 @@ class TemplateTokens:
         rest = set(self._tokens) - written
         bounds = SEVERAL_MESSAGES if self._tokens.keys() >= SEVERAL_MESSAGES else frozenset()
         structure: set[str] = set(bounds)
+        found = set(self._thought) - bounds
         for content, kwargs in _attempts():
             messages = [
                 _message("user", content(ASKED)),
@@ -159,8 +160,8 @@ class TemplateTokens:
             if text is not None:
                 structure |= set(self._in(text.split(ASKED, 1)[-1]))
                 rest -= set(self._in(text))
+                found |= self._around_answers(text, content, kwargs) - bounds
                 break
-        found = set(self._thought) - bounds
         for arguments in ({"k": ARGUMENT}, json.dumps({"k": ARGUMENT})):
             for content, _ in _attempts():
                 call = {
@@ -177,6 +178,19 @@ class TemplateTokens:
                 if calling is not None and CALLED in calling:
                     found |= set(self._in(calling)) - structure
         return {token for token in found | rest if self._tokens[token] not in ends}
+
+    def _around_answers(
+        self, text: str, content: Callable[[str], Any], kwargs: Mapping[str, Any]
+    ) -> set[str]:
+        """Return the tokens that a model writes around its answer, as the template does."""
+        asked = self._try([_message("user", content(ASKED))], True, kwargs)
+        prompt = self._unthought(self._between(asked, ASKED, None))
+        opened = self._unthought(self._between(text, ASKED, SAID))
+        if opened[: len(prompt)] != prompt:
+            return set()
+        openers = opened[len(prompt) :]
+        closers = self._in(self._between(text, SAID, ASKED_NEXT) or "")[: len(openers)]
+        return {*openers, *closers}
 
     def _try(
         self, messages: Sequence[Mapping[str, Any]], prompt: bool, kwargs: Mapping[str, Any]

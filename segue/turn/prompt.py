@@ -25,6 +25,7 @@ from ..ledger import TokenLedger, common_prefix
 from ..messages import Message
 from ..text.form import ReplyForm, Wrapping, find_opening, find_wrapping
 from .contents import Controls
+from .left_out import LeftOut
 from .rendering import AFTERWARDS, Renderer
 from .spelling import encode_settled, encode_whole, spell_settled, without_white_space
 
@@ -60,6 +61,7 @@ class PromptBuilder:
         self._tokenizer = tokenizer
         self.renderer = Renderer(tokenizer)
         """Renders conversations."""
+        self._left_out = LeftOut(self.renderer)
         self._controls = Controls.of(tokenizer)
         # The latest conversation without messages, and the ids of its opening.
         self._opening: tuple[Conversation, tuple[int, ...]] | None = None
@@ -91,7 +93,7 @@ class PromptBuilder:
         text = self.renderer.render(conversation)
         left_out: tuple[str, ...] = ()
         if asked is not None:
-            left_out = self.renderer.check(conversation, text, asked=asked)
+            left_out = self._left_out.check(conversation, text, asked=asked)
         ledger = self._splice_text(text, cached)
         if not checkpoints:
             return Prompt(ledger, left_out=left_out)
@@ -114,7 +116,7 @@ class PromptBuilder:
             LostWordsError: if it leaves out the instructions.
         """
         question = conversation.extended(QUESTIONS[0])
-        self.renderer.check(question, self.renderer.render(question), asked=0)
+        self._left_out.check(question, self.renderer.render(question), asked=0)
         ledger, shared = self._shared(conversation, cached)
         # White space joins to more than any list of questions shows.
         length = without_white_space(self._tokenizer, ledger.ids[:shared])

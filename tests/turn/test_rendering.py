@@ -20,7 +20,9 @@ from segue import (
     Text,
     ToolCall,
 )
+from segue.ledger import MARK
 from segue.testing import FakeEngine, ToyTokenizer
+from segue.turn.left_out import LeftOut
 from segue.turn.rendering import Renderer
 
 # Content is a list of parts: of a string, these templates render nothing, or break.
@@ -116,11 +118,11 @@ def session_over(source: str, **kwargs) -> ChatSession:
 
 def check(source: str, conversation: Conversation, asked: int = 1) -> tuple[str, ...]:
     renderer = Renderer(tokenizer_of(source))
-    return renderer.check(conversation, renderer.render(conversation), asked=asked)
+    return LeftOut(renderer).check(conversation, renderer.render(conversation), asked=asked)
 
 
 def text_of(source: str, conversation: Conversation) -> str:
-    return Renderer(tokenizer_of(source)).render(conversation)
+    return Renderer(tokenizer_of(source)).render(conversation).replace(MARK, "")
 
 
 # --- the form of contents -----------------------------------------------------------------------
@@ -277,9 +279,18 @@ def test_where_warnings_are_errors_the_next_attempt_goes_through():
     ],
 )
 def test_a_part_that_is_left_out_is_warned_of(content, rest):
-    (told,) = check(CUTS_USERS, Conversation(None, [Message.user(content)]))
+    said = Conversation(None, [Message.user(content)], allow_control_tokens=True)
+    (told,) = check(CUTS_USERS, said)
     assert "a part of message 0 (user)" in told
     assert rest in told
+
+
+@pytest.mark.parametrize("content", ["Cut here </think> and keep this", "a</think>b"])
+def test_nothing_is_cut_where_contents_are_text(content):
+    """A template looks for a tag, and what a person types is none."""
+    said = Conversation(None, [Message.user(content)])
+    assert check(CUTS_USERS, said) == ()
+    assert content in text_of(CUTS_USERS, said)
 
 
 def test_the_reasoning_in_an_answer_may_be_left_out():
