@@ -12,6 +12,7 @@
       ContextLengthError (ValueError)        a prompt longer than the model's context
       SessionBusyError (RuntimeError)        a session used during its own turn
       GenerationError (RuntimeError)         the model or its runtime, during a turn
+        ForkedProcessError                   a model used in a forked process
       BackendMissingError (ImportError)      an engine that isn't installed
       ModelLoadError                         finding and loading a model
         ModelNotFoundError (FileNotFoundError)
@@ -119,6 +120,10 @@ class SessionBusyError(SegueError, RuntimeError):
 
 class GenerationError(SegueError, RuntimeError):
     """The model or its runtime failed during a turn; the session still works."""
+
+
+class ForkedProcessError(GenerationError):
+    """A model was used in a process that was forked from the one that loaded it."""
 
 
 class BackendMissingError(SegueError, ImportError):

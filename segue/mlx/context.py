@@ -37,12 +37,12 @@ from ..errors import ConfigurationError, PromptCacheError
 from .decoding import DecodeLoop, Window, guard, prefill
 from .kv.bounded import KEPT_TOKENS, as_saved
 from .kv.state import KVState
+from .process.forks import is_forked, use_model
 from .sampling import Sampling
 from .speculation.drafter import Drafter
 from .speculation.speculation import Speculation
 from .stored.prompt_cache import write_cache_file
 from .stored.sections import no_draft, restore_state, state_sections
-from .threads import note_thread
 
 # How many tokens a bounded cache must be able to hold beside those that it never drops.
 LEAST_SPACE = SMALLEST_KV_SIZE - KEPT_TOKENS
@@ -133,12 +133,19 @@ class MlxContext:
 
     def run(self, request: Request) -> Generator[Step, None, None]:
         """See `segue.engine.Context.run`."""
+        use_model()
         self._check(request)
         return self._run(request, self._make_sampling(request.config))
 
     def rewind(self, offset: int) -> int:
-        """See `segue.engine.Context.rewind`; the draft forgets what is dropped, too."""
+        """See `segue.engine.Context.rewind`; the draft forgets what is dropped, too.
+
+        In a forked process, everything is dropped.
+        """
         state, before = self._state, self._state.offset
+        if is_forked():
+            state.abandon()
+            return state.offset
         reached = state.rewind(offset)
         if self._speculation is not None and (reached < before or reached == state.prefix):
             self._speculation.cut(reached - state.prefix)
@@ -146,6 +153,7 @@ class MlxContext:
 
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """See `segue.engine.Stores.save`; the layout is mlx-lm's own, without the draft."""
+        use_model()
         try:
             layers = list(map(as_saved, self._state.layers))
             write_cache_file(path, layers, {**self._labels, **metadata})
@@ -154,6 +162,7 @@ class MlxContext:
 
     def fork(self) -> MlxContext:
         """See `segue.engine.Forks.fork`."""
+        use_model()
         twin = copy.copy(self)
         twin._state = self._state.fork()
         twin._window = Window(twin._state)
@@ -162,6 +171,7 @@ class MlxContext:
 
     def stored(self) -> Mapping[str, StoredState]:
         """See `segue.engine.Stores.stored`."""
+        use_model()
         sections = state_sections(self._state)
         draft = None if self._speculation is None else self._speculation.stored()
         return sections if draft is None else {**sections, "draft": draft}
@@ -184,7 +194,7 @@ class MlxContext:
         self._state.close()
 
     def _run(self, request: Request, sampling: Sampling) -> Generator[Step, None, None]:
-        note_thread()
+        use_model()
         state, window, config = self._state, self._window, request.config
         before = self._reused = window.reported
         state.pin(request.pinned)

@@ -75,6 +75,8 @@ from ..errors import GenerationError, SegueError
 from ..interrupt import deliver_interrupt
 from .kv.checkpoints import KVCheckpoint
 from .kv.state import KVState
+from .process.forks import check_process, is_forked
+from .process.threads import leave_at_end, note_thread
 from .sampling import Sample, Sampling
 from .speculation.speculation import Speculation
 from .speculation.verify import VerifyPass
@@ -156,17 +158,20 @@ def guard(
             try:
                 yield
             except BaseException:
-                if window.settled:
+                if window.settled and not is_forked():
                     window.drop(window.ahead)
                 raise
             finally:
                 window.ids, window.checkpoint = [], None
-                if window.settled:
+                if is_forked():
+                    state.abandon()
+                    window.settle()
+                elif window.settled:
                     window.settled = False
                     state.schedule()
                     state.release()
                     window.settle()
-                if speculation is not None:
+                if speculation is not None and not is_forked():
                     speculation.release()
     except BaseException as error:
         if window.settled:
@@ -207,6 +212,7 @@ def prefill(window: Window, request: Request) -> mx.array:
         if progress is not None:
             progress(fed, total)
         deliver_interrupt()
+        _check_program()
         if fed == last:
             return prompt[last:]
         end = min(fed + config.prefill_step_size, next(end for end in ends if end > fed))
@@ -277,6 +283,7 @@ class DecodeLoop:
             step = self._step(pending, 0)
             window.settle()
             yield step
+            _check_program()
             pending = following
             self._count += 1
             if self._count >= self._next_clear:
@@ -298,6 +305,7 @@ class DecodeLoop:
             speculation.suspend()
             window.settle(len(proposals))
             yield step
+            _check_program()
             window.settled = False
             speculation.resume()
             accepted, pending = check.accept()
@@ -313,6 +321,7 @@ class DecodeLoop:
                     step = Step(sample.id(), sample.logprobs(), from_draft=True)
                     window.settle(len(accepted) - number)
                     yield step
+                    _check_program()
                 speculation.resume()
                 window.settled = False
             self._count += 1 + len(accepted)
@@ -355,3 +364,10 @@ class DecodeLoop:
         """Hand freed buffers back."""
         mx.clear_cache()
         self._next_clear = self._count + CLEAR_CACHE_EVERY
+
+
+def _check_program() -> None:
+    """Stop where the program forked or is ending; the window must be settled."""
+    check_process()
+    note_thread()
+    leave_at_end()

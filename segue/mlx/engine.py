@@ -27,6 +27,8 @@ from .context import MlxContext
 from .fingerprint import fingerprint
 from .kv.bounded import KEPT_TOKENS, BoundedKVCache
 from .kv.state import KVState, reference_layers
+from .process.arrays import compute_arrays
+from .process.forks import use_model
 from .sampling import Sampling
 from .speculation.drafter import Drafter, LookupDrafter
 from .speculation.model import ModelDrafter
@@ -59,9 +61,11 @@ class MlxEngine:
 
     Raises:
         MissingTemplateError: if the tokenizer has no chat template.
+        ForkedProcessError: if this process was forked from one that uses MLX.
     """
 
     def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
+        use_model()
         self.model = model
         """The mlx-lm model."""
         self.tokenizer: Tokenizer = (
@@ -79,6 +83,7 @@ class MlxEngine:
         self._known_ids: dict[int, mx.array | None] = {}
         if mx.default_device() == mx.Device(mx.cpu):
             blas.warn_if_slow()
+        compute_arrays(model)
 
     def context(self, cache: CacheConfig) -> MlxContext:
         """Return a new, empty context with a cache of this kind.
@@ -86,6 +91,7 @@ class MlxEngine:
         Raises:
             ConfigurationError: if this model can't have such a cache.
         """
+        use_model()
         if cache.kv_bits is not None:
             self._check_quantizable(cache.kv_bits, cache.kv_group_size)
         return MlxContext(
@@ -100,6 +106,7 @@ class MlxEngine:
 
     def load_cache(self, path: Path) -> StoredCache:
         """See `segue.engine.StoresPrompts.load_cache`; the layout is mlx-lm's own."""
+        use_model()
         own = make_prompt_cache(self.model)
         kinds = [type(layer) for layer in own]
         file = read_cache_file(path, reference_layers(self.model, own))
@@ -113,6 +120,7 @@ class MlxEngine:
 
     def read_prefix(self, stored: StoredState, cache: CacheConfig) -> StoredCache:
         """See `segue.engine.StoresPrompts.read_prefix`."""
+        use_model()
         state = KVState(self.model, lambda: self._make_cache(cache), cache)
         layers = read_prefix(state, stored)
         return _stored(layers, count_tokens(layers), {})
@@ -125,6 +133,7 @@ class MlxEngine:
     # Type checkers don't take a cached_property where a protocol has a property.
     @cached_property
     def _fingerprint(self) -> str:
+        use_model()
         return fingerprint(self.model, self.tokenizer.vocabulary)
 
     def _drafter(self, draft: object) -> Drafter:

@@ -44,6 +44,9 @@ def load(source: Path | str, *, revision: str | None = None) -> MlxEngine:
         BackendMissingError: if MLX or mlx-lm is not installed.
     """
     require_backend()
+    from .process.forks import use_model
+
+    use_model()
     if isinstance(source, Path) and source.is_file():
         return _load_gguf(source)
     return _load_mlx_lm(source, revision)

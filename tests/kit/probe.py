@@ -237,12 +237,12 @@ def draft_with_the_seed_of_replies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pretend_threads(monkeypatch: pytest.MonkeyPatch, ids: set[int]) -> None:
     """Have these threads be the ones that ran a model."""
-    monkeypatch.setattr("segue.mlx.threads._used", ids)
+    monkeypatch.setattr("segue.mlx.process.threads._used", ids)
 
 
 def wait_for_threads() -> None:
     """Do what the program's end does: wait for the threads that ran a model."""
-    from segue.mlx import threads
+    from segue.mlx.process import threads
 
     threads._wait_for_threads()
 

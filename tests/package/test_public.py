@@ -18,6 +18,7 @@ def test_the_public_names_are_these():
         "ContextLengthError",
         "Conversation",
         "FinishReason",
+        "ForkedProcessError",
         "GenerationConfig",
         "GenerationError",
         "GenerationResponse",

@@ -12,14 +12,13 @@ import pytest
 from kit.probe import pretend_threads, wait_for_threads
 from segue import ChatSession
 from segue.cli.chat.idle import reading_ahead
-from segue.mlx import threads
+from segue.mlx.process import threads
 from segue.testing import FakeEngine
 
 # The interpreter lets no other thread run before it has begun to close down, and then does: by
 # chance that is what happens on a busy machine.
 PROGRAM = """
 import segue.mlx, sys, threading, time
-from kit.models import toy_engine
 from segue import ChatSession, GenerationConfig
 
 class Slow:

@@ -159,6 +159,14 @@ class KVState:
         self.replace(layers, self.prefix)
         self._quantize()
 
+    def abandon(self) -> None:
+        """Count as empty but for the prefix, and leave the layers alone; not fed again.
+
+        In a forked process, nothing may be done with them.
+        """
+        self.offset = self.prefix
+        self.checkpoints = self.checkpoints.replaced(())
+
     def close(self) -> None:
         """Free all memory; the state is not used again."""
         self._pristine, self.prefix = None, 0
