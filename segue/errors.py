@@ -28,6 +28,7 @@
         SessionLockedError
 
     UserWarning
+      ModelWarning                           part of a model's files is left out
       SessionWarning                         part of a saved session is left out
       TemplateWarning                        the chat template leaves something out
       PerformanceWarning                     this machine could be much faster
@@ -196,6 +197,10 @@ class SessionFileFormatError(SessionFileError, ValueError):
 
 class SessionLockedError(SessionFileError):
     """Another process has that session open."""
+
+
+class ModelWarning(UserWarning):
+    """Something in a model's files could not be used; the message says what and why."""
 
 
 class SessionWarning(UserWarning):

@@ -78,8 +78,8 @@ def load(
             remedy=f"Pass one, such as {DEFAULT_MODEL!r}.",
         )
     loaded = _import(module).load(find(os.fspath(name)), revision=revision)
-    # As the caller spelled it: mlx-lm's commands compare it so.
-    loaded.source = os.fspath(name)
+    # As the caller, or a shell, spells it: mlx-lm's commands compare it so.
+    loaded.source = os.path.expanduser(os.fspath(name))
     return cast("MlxEngine", loaded)
 
 

@@ -43,7 +43,11 @@ def cache_folder() -> Path:
     That is ``SEGUE_CACHE``, or the user's own cache folder.
     """
     chosen = os.environ.get("SEGUE_CACHE")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("segue", appauthor=False))
+    return (
+        Path(os.path.expanduser(chosen))
+        if chosen
+        else Path(platformdirs.user_cache_dir("segue", appauthor=False))
+    )
 
 
 def find(name: str) -> Path | str:
@@ -57,9 +61,10 @@ def find(name: str) -> Path | str:
     if name in ALIASES:
         return _find_alias(name)
     try:
-        path = Path(name).expanduser()
+        # If there is no such user, the name is a file's as it is.
+        path = Path(os.path.expanduser(name))
         exists = bool(name) and path.exists()
-    # No such user, a name too long, a character that paths can't have, a folder without access.
+    # A name too long, a character that paths can't have, a folder without access.
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelNotFoundError(
             f"{name[:80]!r} can't be looked up: {error}.",

@@ -66,7 +66,11 @@ def _read(source: str) -> str:
             "Standard input is closed, so there is no text to read. Pass a text file."
         )
     try:
-        data = sys.stdin.buffer.read() if source == "-" else Path(source).read_bytes()
+        data = (
+            sys.stdin.buffer.read()
+            if source == "-"
+            else Path(os.path.expanduser(source)).read_bytes()
+        )
     except OSError as error:
         raise click.ClickException(
             f"{source} can't be read: {error.strerror}. Pass a text file, or - for standard input."

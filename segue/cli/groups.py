@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
 import click
@@ -35,3 +37,14 @@ class GroupedCommand(click.Command):
         for name, group in groups.items():
             with formatter.section(name):
                 formatter.write_dl([(option.ljust(width), text) for option, text in group])
+
+
+class FilePath(click.Path):
+    """A file's path. ``~`` is expanded, which shells leave alone in ``--option=~/file``."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path."""
+        return Path(super().convert(os.path.expanduser(value), param, ctx))

@@ -15,8 +15,15 @@ from .. import __version__
 from ..config import CacheConfig, GenerationConfig
 from ..errors import SegueError
 from ..printable import printable
-from .groups import GroupedCommand, GroupedOption
-from .options import CACHE_FORM, DRAFTS, given_settings, is_default, settings_options
+from .groups import FilePath, GroupedCommand, GroupedOption
+from .options import (
+    CACHE_FORM,
+    DRAFTS,
+    SAMPLING,
+    given_settings,
+    is_default,
+    settings_options,
+)
 from .output.streams import write_remark
 from .sessions.commands import complete_name, sessions
 
@@ -45,7 +52,8 @@ model_option = click.option(
     metavar="NAME",
     help="smollm2, a .gguf file, an mlx-lm folder, or a Hugging Face repository id.",
 )
-file = click.Path(path_type=Path)
+
+file = FilePath()
 
 
 @cli.command(cls=GroupedCommand)
@@ -79,6 +87,13 @@ file = click.Path(path_type=Path)
     metavar="FILE",
     help="Start from this prompt cache, made by cache-prompt or /save-cache.",
 )
+@click.option(
+    "--recommended",
+    cls=GroupedOption,
+    group=SAMPLING,
+    is_flag=True,
+    help="Use the settings that the model's publisher recommends, except those given here.",
+)
 @settings_options(generation=GenerationConfig, cache=CacheConfig)
 @click.option(
     "--draft",
@@ -96,6 +111,7 @@ def chat(
     session: str | None,
     prompt_cache: Path | None,
     draft: str | None,
+    recommended: bool,
     generation: GenerationConfig,
     cache: CacheConfig,
 ) -> None:
@@ -115,7 +131,7 @@ def chat(
     from .chat.run import run
     from .chat.start import Start
 
-    start = Start(system, prompt_cache, draft, session, given_settings(context))
+    start = Start(system, prompt_cache, draft, session, given_settings(context), recommended)
     chosen = None if session is not None and is_default(context, "model") else model
     run(chosen, start, generation, cache)
 

@@ -9,13 +9,13 @@ from ..errors import ConfigurationError
 
 
 def checked_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path.
+    """Return a path, with ``~`` or ``~user`` at its start expanded if there is such a user.
 
     Raises:
         ConfigurationError: if it isn't a string or a path, or has a character that no path can.
     """
     try:
-        checked = Path(path)
+        checked = Path(os.path.expanduser(Path(path)))
         os.fsencode(checked)
     except UnicodeEncodeError:
         raise ConfigurationError(

@@ -119,7 +119,7 @@ def _candidates() -> Iterator[str]:
     chosen = os.environ.get(ENVIRONMENT_VARIABLE)
     if chosen is not None:
         if chosen:
-            yield chosen
+            yield os.path.expanduser(chosen)
         return
     for distribution, library in DISTRIBUTIONS:
         try:

@@ -79,6 +79,9 @@ class MlxEngine:
         self.source = self.name
         """What it was loaded as. Prompt cache files have it for mlx-lm's commands, which can load
         folders and repositories by it."""
+        self.recommended = GenerationConfig()
+        """The settings of replies that the model's publisher recommends, where its files name any:
+        ``ChatSession(engine, generation=engine.recommended)``."""
         self._quantizable: set[tuple[int, int]] = set()
         self._known_ids: dict[int, mx.array | None] = {}
         if mx.default_device() == mx.Device(mx.cpu):

@@ -6,6 +6,8 @@ MLX itself is imported by the functions, so that its absence is a BackendMissing
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,8 @@ from ..errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
+from ..recommended import recommended_settings
+from .recommended import NAME, read_recommendations, without_recommendations
 
 if TYPE_CHECKING:
     from ..engine import Diagnosis
@@ -26,6 +30,17 @@ if TYPE_CHECKING:
 # The share of this machine's memory that weights in float32 may take.
 FLOAT32_SHARE = 0.7
 LONGEST_CAUSE = 300
+# What GGUF files call the settings that they recommend, after "general.sampling.".
+GGUF_SETTINGS = {
+    "temp": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "penalty_repeat": "repetition_penalty",
+    "penalty_last_n": "repetition_context_size",
+    "xtc_probability": "xtc_probability",
+    "xtc_threshold": "xtc_threshold",
+}
 
 
 def load(source: Path | str, *, revision: str | None = None) -> MlxEngine:
@@ -96,24 +111,33 @@ def _load_gguf(path: Path) -> MlxEngine:
         )
     tokenizer = load_tokenizer(file)
     model = load_model(file, float32=_in_float32(file.parameters))
-    return MlxEngine(model, tokenizer, name=path.stem)
+    engine = MlxEngine(model, tokenizer, name=path.stem)
+    found = {
+        name: file.metadata.get(f"general.sampling.{key}") for key, name in GGUF_SETTINGS.items()
+    }
+    engine.recommended = recommended_settings(found, str(path))
+    return engine
 
 
 def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
     import mlx_lm
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     from .engine import MlxEngine
 
+    found: dict[str, Any] | None = {}
     if isinstance(source, Path):
         _check_folder(source)
+        found = read_recommendations(source / NAME)
     try:
-        try:
-            model, tokenizer, *_ = mlx_lm.load(str(source), revision=revision)
-        except (AttributeError, TypeError, ValueError) as error:
-            if not _in_detokenizer(error):
-                raise
-            model, tokenizer = _load_without_detokenizer(source, revision)
+        with _usable(source, found) as folder:
+            try:
+                model, tokenizer, *_ = mlx_lm.load(str(folder), revision=revision)
+            except (AttributeError, TypeError, ValueError) as error:
+                if not _in_detokenizer(error):
+                    raise
+                model, tokenizer = _load_without_detokenizer(folder, revision)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ModelNotFoundError(
             f"{source!r} could not be fetched from the hub: {_in_short(error)}.",
@@ -135,7 +159,21 @@ def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
             remedy="Check that its files are whole and readable; download it again if in doubt.",
         ) from error
     name = source.name if isinstance(source, Path) else source
-    return MlxEngine(_for_this_device(model), tokenizer, name=name)
+    engine = MlxEngine(_for_this_device(model), tokenizer, name=name)
+    if isinstance(source, str):
+        cached = try_to_load_from_cache(source, NAME, revision=revision)
+        found = read_recommendations(Path(cached)) if isinstance(cached, str) else {}
+    engine.recommended = recommended_settings(found or {}, f"{NAME} of {name}")
+    return engine
+
+
+def _usable(
+    source: Path | str, recommendations: Mapping[str, Any] | None
+) -> AbstractContextManager[Path | str]:
+    """Return what mlx-lm can load: without a generation_config.json that is bad."""
+    if isinstance(source, Path) and recommendations is None:
+        return without_recommendations(source)
+    return nullcontext(source)
 
 
 def _in_detokenizer(error: BaseException) -> bool:

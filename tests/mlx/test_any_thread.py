@@ -135,7 +135,7 @@ def default(value: object) -> Callable[..., object]:
 
 def module(value: object) -> nn.Module:
     made = nn.Module()
-    made._value = value
+    setattr(made, "_value", value)  # noqa: B010 (private)
     return made
 
 

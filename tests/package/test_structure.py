@@ -26,6 +26,7 @@ VALUE_ORDER = [
     "checkpoints",
     "names",
     "config",
+    "recommended",
     "tool_call",
     "messages",
     "conversation",

@@ -18,7 +18,7 @@ from .branches import Branches
 from .chat import TerminalChat
 from .commands import COMMANDS
 from .prompter import Prompter
-from .start import Claim, Start
+from .start import Claim, Start, in_force
 from .terminal import quiet_input
 
 GREETING = (
@@ -73,6 +73,8 @@ def _converse(
             engine = load(model)
     branches = start.branches(engine, generation, cache, claim)
     show_remark(console, GREETING.format(name=engine.name), "dim")
+    if advice := in_force(engine, branches.session.generation):
+        show_remark(console, advice, "dim")
     if start.prompt_cache is not None and branches.session.has_cache:
         tokens = branches.session.cached_tokens
         show_remark(console, f"Starting from {tokens:,} tokens in {start.prompt_cache}.", "dim")

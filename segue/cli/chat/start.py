@@ -19,6 +19,7 @@ from ...config import CacheConfig, GenerationConfig
 from ...engine import Engine
 from ...errors import ConfigurationError, SessionFileError, SessionLockedError, SessionWarning
 from ...files.lock import FileLock
+from ...recommended import Recommends, changed_settings
 from ...session import ChatSession
 from ...store.prompt_cache import load_prompt_cache
 from ...store.session_file import SessionFile
@@ -96,6 +97,8 @@ class Start:
     """The session to resume or start: its name, or a path."""
     given: AbstractSet[str] = frozenset()
     """The settings that were given. A saved session keeps its own values of the others."""
+    recommended: bool = False
+    """Whether to use what the model's publisher recommends, where nothing was given."""
 
     def claim(self) -> Claim | None:
         """Claim the session, if one is named; errors are those of `Claim.take`."""
@@ -120,7 +123,14 @@ class Start:
             The chat's branches: so far, the first one.
         """
         draft = self._draft()
-        opener = Opener(engine, self._given(generation), self._given(cache), draft)
+        advice = {
+            name: value
+            for name, value in recommendations(engine).items()
+            if self.recommended and name not in self.given
+        }
+        generation = replace(generation, **advice)
+        given = {**advice, **self._given(generation)}
+        opener = Opener(engine, given, self._given(cache), draft)
         if claim is not None and claim.saved is not None:
             session = opener(claim.saved)
         else:
@@ -147,6 +157,29 @@ class Start:
         if self.draft is None:
             return None
         return PROMPT_LOOKUP if self.draft.replace("_", "-") == PROMPT_LOOKUP else load(self.draft)
+
+
+def recommendations(engine: Engine) -> dict[str, Any]:
+    """Return the settings that a model's publisher recommends, by name."""
+    return changed_settings(engine.recommended) if isinstance(engine, Recommends) else {}
+
+
+def in_force(engine: Engine, generation: GenerationConfig) -> str:
+    """Return what a model's publisher recommends, and if that is in force; empty if nothing.
+
+    Args:
+        engine: The model.
+        generation: The settings of replies.
+    """
+    found = recommendations(engine)
+    if not found:
+        return ""
+    named = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in found.items())
+    followed = [name for name, value in found.items() if getattr(generation, name) == value]
+    if len(followed) == len(found):
+        return f"In force, as the model's publisher recommends: {named}."
+    how = "some of it is in force" if followed else "--recommended uses it"
+    return f"The model's publisher recommends {named}; {how}."
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from ...errors import SessionFileError, cause
 from ...files.atomic import replacing
 from ...files.lock import FileLock
 from ...store.session_file import SessionFile
+from ..groups import FilePath
 from ..output.streams import ask, write, write_remark
 from .folder import ENDING, existing_path, lock_session, saved_sessions, session_names
 
@@ -84,7 +85,7 @@ def show(name: str) -> None:
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     default=None,
     metavar="FILE",
     help="The file to write, instead of standard output.",

@@ -45,10 +45,7 @@ def session_path(target: str) -> Path:
 
 def expanded(path: str) -> Path:
     """A path with ``~`` expanded, or unchanged if there is no such user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        return Path(path)
+    return Path(os.path.expanduser(path))
 
 
 def check_target(target: str) -> str:
