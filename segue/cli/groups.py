@@ -47,4 +47,4 @@ class FilePath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
         """Return the path."""
-        return Path(super().convert(os.path.expanduser(value), param, ctx))
+        return Path(os.fsdecode(super().convert(os.path.expanduser(value), param, ctx)))

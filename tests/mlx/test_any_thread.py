@@ -135,7 +135,7 @@ def default(value: object) -> Callable[..., object]:
 
 def module(value: object) -> nn.Module:
     made = nn.Module()
-    setattr(made, "_value", value)  # noqa: B010 (private)
+    made["_value"] = value  # as an attribute is kept
     return made
 
 
