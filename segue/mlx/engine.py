@@ -47,8 +47,7 @@ class MlxEngine:
 
     Examples:
         >>> import segue
-        >>> from segue.testing import ToyTokenizer
-        >>> from segue.testing.mlx import CachingModel
+        >>> from segue.testing import CachingModel, ToyTokenizer
         >>> engine = segue.MlxEngine(CachingModel(lambda ids: ord("h"), 300), ToyTokenizer())
         >>> segue.ChatSession(engine).respond("Say h.", max_tokens=3)
         'hhh'
@@ -87,6 +86,9 @@ class MlxEngine:
         if mx.default_device() == mx.Device(mx.cpu):
             blas.warn_if_slow()
         compute_arrays(model)
+
+    def __repr__(self) -> str:
+        return f"<MlxEngine {self.name}>"
 
     def context(self, cache: CacheConfig) -> MlxContext:
         """Return a new, empty context with a cache of this kind.

@@ -14,7 +14,7 @@ from ..engine import Request, Step, Tokenizer
 from ..errors import UnsupportedFeatureError
 from ..interrupt import deliver_interrupt
 from ..ledger import common_prefix
-from .script import NextToken, ScriptedModel
+from .script import Answer, NextToken, ScriptedModel
 
 
 class BareContext:
@@ -97,7 +97,8 @@ class BareEngine:
         'Hello!'
 
     Args:
-        script: See `ScriptedModel`.
+        script: See `ScriptedModel`; or one.
+        answer: See `ScriptedModel`.
         tokenizer: By default a `ToyTokenizer`.
         block: The engine reuses whole blocks of so many tokens.
         fail_at: See `ScriptedModel`.
@@ -107,15 +108,18 @@ class BareEngine:
 
     def __init__(
         self,
-        script: Iterable[str | Sequence[int]] | NextToken = (),
+        script: Iterable[str | Sequence[int]] | NextToken | ScriptedModel = (),
         *,
+        answer: Answer | None = None,
         tokenizer: Tokenizer | None = None,
         block: int = 4,
         fail_at: Iterable[int] = (),
         failure: BaseException | None = None,
         context_length: int | None = None,
     ) -> None:
-        self.model = ScriptedModel(script, tokenizer=tokenizer, fail_at=fail_at, failure=failure)
+        self.model = ScriptedModel.of(
+            script, answer=answer, tokenizer=tokenizer, fail_at=fail_at, failure=failure
+        )
         """The model; its `fed` has what was computed of each prompt."""
         self.tokenizer = self.model.tokenizer
         """Its tokenizer."""
@@ -125,6 +129,9 @@ class BareEngine:
         """The same for all bare engines, unless they are set."""
         self._block = block
         self._computed: list[tuple[int, ...]] = []
+
+    def __repr__(self) -> str:
+        return f"<BareEngine: {self.model!r}>"
 
     def context(self, cache: CacheConfig) -> BareContext:
         """See `segue.engine.Engine.context`; a cache that it owns has no settings.

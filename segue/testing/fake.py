@@ -24,7 +24,7 @@ from ..engine import (
 from ..errors import PromptCacheError, PromptCacheFormatError
 from ..files.atomic import replacing
 from ..interrupt import deliver_interrupt
-from .script import NextToken, ScriptedModel
+from .script import Answer, NextToken, ScriptedModel
 
 
 class FakeContext:
@@ -219,7 +219,8 @@ class FakeEngine:
         ('Hello!', 'Fine.')
 
     Args:
-        script: See `ScriptedModel`.
+        script: See `ScriptedModel`; or one.
+        answer: See `ScriptedModel`.
         tokenizer: By default a `ToyTokenizer`.
         trimmable: Whether its contexts can drop their newest tokens.
         fail_at: See `ScriptedModel`.
@@ -229,15 +230,18 @@ class FakeEngine:
 
     def __init__(
         self,
-        script: Iterable[str | Sequence[int]] | NextToken = (),
+        script: Iterable[str | Sequence[int]] | NextToken | ScriptedModel = (),
         *,
+        answer: Answer | None = None,
         tokenizer: Tokenizer | None = None,
         trimmable: bool = True,
         fail_at: Iterable[int] = (),
         failure: BaseException | None = None,
         context_length: int | None = None,
     ) -> None:
-        self.model = ScriptedModel(script, tokenizer=tokenizer, fail_at=fail_at, failure=failure)
+        self.model = ScriptedModel.of(
+            script, answer=answer, tokenizer=tokenizer, fail_at=fail_at, failure=failure
+        )
         """The model."""
         self.tokenizer = self.model.tokenizer
         """Its tokenizer."""
@@ -249,6 +253,9 @@ class FakeEngine:
         """The same for all fakes, unless they are set."""
         self.contexts: list[FakeContext] = []
         """Every context made so far, newest last."""
+
+    def __repr__(self) -> str:
+        return f"<FakeEngine: {self.model!r}>"
 
     def context(self, cache: CacheConfig) -> FakeContext:
         """See `segue.engine.Engine.context`."""

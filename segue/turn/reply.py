@@ -31,6 +31,9 @@ from ..usage import Reuse, TurnUsage
 from .core import SessionCore
 from .plan import TurnPlan
 
+# How much of a reply's text its repr shows.
+LONGEST_SHOWN = 40
+
 
 class Reply:
     """A reply as it is being generated: an iterator of `GenerationResponse`, and a context manager.
@@ -150,6 +153,11 @@ class Reply:
     def ended(self) -> bool:
         """True once the reply is over and recorded."""
         return self._ended
+
+    def __repr__(self) -> str:
+        how = "live" if not self._ended else f"ended, {self.finish_reason or 'cut short'}"
+        text = self.text if len(self.text) <= LONGEST_SHOWN else self.text[:LONGEST_SHOWN] + "…"
+        return f"<Reply, {how}: {len(self._reader.tokens):,} tokens, {text!r}>"
 
     def __iter__(self) -> Reply:
         return self

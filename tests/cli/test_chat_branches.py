@@ -121,7 +121,7 @@ def test_each_reply_to_a_message_has_a_seed_of_its_own(monkeypatch):
 
 
 def test_a_reply_stopped_before_its_first_word_leaves_the_earlier_one():
-    engine = FakeEngine(["a"], fail_at=[4], failure=KeyboardInterrupt())
+    engine = FakeEngine(["a", "b"], fail_at=[4], failure=KeyboardInterrupt())
     chat = talk("hi", "/retry", engine=engine, generation=WARM)
     assert told(chat) == ["a", "The earlier reply stays."]
     assert contents(chat.session.history) == ["hi", "a"]

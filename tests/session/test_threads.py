@@ -19,6 +19,7 @@ from segue.testing import FakeEngine
 # chance that is what happens on a busy machine.
 PROGRAM = """
 import segue.mlx, sys, threading, time
+from kit.models import toy_engine
 from segue import ChatSession, GenerationConfig
 
 class Slow:
