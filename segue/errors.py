@@ -36,9 +36,13 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
+
+# What Python's own errors keep besides `args` and their dictionary.
+OF_PYTHON = ("errno", "strerror", "filename", "filename2", "msg", "name", "path")
 
 
 class SegueError(Exception):
@@ -59,7 +63,8 @@ class SegueError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Errors cross processes: a worker pool pickles what its jobs raise."""
-        fields = {name: _plain(value) for name, value in self.__dict__.items()}
+        known = {name: getattr(self, name) for name in OF_PYTHON if hasattr(self, name)}
+        fields = {name: _plain(value) for name, value in (known | self.__dict__).items()}
         return _remade, (self.__class__, self.args, fields)
 
 
@@ -142,6 +147,10 @@ class ModelLoadError(SegueError):
 class ModelNotFoundError(ModelLoadError, FileNotFoundError):
     """No file, folder, alias or repository goes by that name."""
 
+    def __init__(self, what: str, *, remedy: str) -> None:
+        super().__init__(what, remedy=remedy)
+        self.errno, self.strerror = errno.ENOENT, what
+
 
 class ModelFormatError(ModelLoadError, ValueError):
     """A model's file or folder is incomplete, damaged, or not a model at all."""
@@ -177,6 +186,10 @@ class SessionFileError(SegueError):
 
 class SessionNotFoundError(SessionFileError, FileNotFoundError):
     """There is no session file at that path."""
+
+    def __init__(self, what: str, *, remedy: str) -> None:
+        super().__init__(what, remedy=remedy)
+        self.errno, self.strerror = errno.ENOENT, what
 
 
 class SessionFileFormatError(SessionFileError, ValueError):
@@ -217,9 +230,10 @@ class PerformanceWarning(UserWarning):
 
 def _remade(kind: type[SegueError], args: tuple[Any, ...], fields: dict[str, Any]) -> SegueError:
     """Return an error as it was, without its constructor, which takes other arguments."""
-    error = kind.__new__(kind, *args)
+    error = kind.__new__(kind)
     error.args = args
-    error.__dict__.update(fields)
+    for name, value in fields.items():
+        setattr(error, name, value)
     return error
 
 

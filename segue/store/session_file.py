@@ -17,7 +17,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from io import BufferedReader
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 from ..conversation import Conversation
@@ -218,7 +217,7 @@ class _Reader:
             usage=usage,
             origin=origin,
             ledger=ledger,
-            damage=MappingProxyType(self._damage),
+            damage=dict(self._damage),
             stored=stored if load else {},
         )
 

@@ -19,9 +19,10 @@ from __future__ import annotations
 from collections.abc import Generator
 from time import perf_counter
 from types import TracebackType
+from typing import NoReturn
 
 from ..engine import Step
-from ..errors import SessionBusyError
+from ..errors import ConfigurationError, SessionBusyError
 from ..interrupt import InterruptHold
 from ..messages import Message
 from ..response import FinishReason, GenerationResponse
@@ -203,6 +204,13 @@ class Reply:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        """A copy would run on the same cache, and end the same turn twice."""
+        raise ConfigurationError(
+            "A reply can't be copied or pickled while or after it runs.",
+            remedy="Take its text, usage and responses.",
+        )
 
     def __del__(self) -> None:
         if not getattr(self, "_ended", True) and not self._running:
