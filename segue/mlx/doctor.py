@@ -9,6 +9,7 @@ from time import perf_counter
 import mlx.core as mx
 
 from ..engine import Diagnosis
+from ..installing import install_command
 from . import blas
 
 MATRIX = 1024
@@ -37,7 +38,8 @@ def diagnose() -> Diagnosis:
         elif gflops < SLOW_GFLOPS:
             advice.append(f"This BLAS is slow here: try another ({blas.remedy()}).")
     if on_cpu and os.path.exists(NVIDIA_DRIVER):
-        advice.append("There is an NVIDIA GPU: pip install 'segue[cuda13]' (or cuda12) uses it.")
+        command = install_command("cuda13")
+        advice.append(f"There is an NVIDIA GPU: {command} (or cuda12) uses it.")
     return Diagnosis(facts, advice)
 
 

@@ -20,6 +20,7 @@ from ..errors import (
     ModelNotFoundError,
     UnsupportedModelError,
 )
+from ..installing import install_command
 from ..recommended import recommended_settings
 from .recommended import NAME, read_recommendations, without_recommendations
 
@@ -79,8 +80,8 @@ def require_backend() -> None:
     except ImportError as error:
         raise BackendMissingError(
             f"MLX does not load here ({error}), and models run on it.",
-            remedy="Install it: pip install 'segue[cpu]' on a Linux CPU, 'segue[cuda13]' or "
-            "'segue[cuda12]' with an NVIDIA GPU, plain segue on macOS.",
+            remedy=f"Install it: {install_command('cpu')} on a Linux CPU, with cuda13 or cuda12 "
+            "instead of cpu for an NVIDIA GPU; on macOS it comes with Segue.",
         ) from error
 
 

@@ -25,6 +25,7 @@ VALUE_ORDER = [
     "printable",
     "checkpoints",
     "names",
+    "installing",
     "config",
     "recommended",
     "tool_call",
