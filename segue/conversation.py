@@ -23,7 +23,7 @@ class Conversation:
 
     Examples:
         >>> asked = Conversation("Be brief.", [Message.user("Hi"), Message.assistant("Hello.")])
-        >>> asked.system.text
+        >>> asked.instructions
         'Be brief.'
         >>> len(asked.turns)
         1

@@ -25,8 +25,8 @@ class ToolCall:
 
     Examples:
         >>> call = ToolCall("weather", {"city": "Paris"}, id="call-1")
-        >>> call.arguments["city"]
-        'Paris'
+        >>> call.arguments
+        {'city': 'Paris'}
 
     Raises:
         MessageError: if the name, the id or the arguments have the wrong type, or if the arguments
