@@ -58,23 +58,23 @@ def main(pages: Sequence[Path] = PAGES) -> int:
     """Run all checks; the number of those that failed."""
     with tempfile.TemporaryDirectory(prefix="segue-docs-") as name:
         folder = Path(name)
-        files = [_module(page, folder) for page in pages]
-        files += _docstrings(folder)
+        files = [module_of(page, folder) for page in pages]
+        files += docstring_modules(folder)
         files += sorted((ROOT / "examples").glob("*.py"))
         first = folder / "first_lines.py"
         first.write_text(FIRST_LINES, encoding="utf-8")
-        failed = _check(files, folder) + _check([first], folder, strict=True)
+        failed = check_files(files, folder) + check_files([first], folder, strict=True)
     return failed + _untyped_names()
 
 
-def _check(files: Sequence[Path], folder: Path, *, strict: bool = False) -> int:
+def check_files(files: Sequence[Path], folder: Path, *, strict: bool = False) -> int:
     """Have both type checkers read files; the number of those that found something."""
     names = [str(file) for file in files]
     failed = _run("mypy", "--follow-imports=silent", *["--strict"] * strict, *names)
     return failed + _run("basedpyright", *_settings(folder, strict), *names)
 
 
-def _docstrings(folder: Path) -> list[Path]:
+def docstring_modules(folder: Path) -> list[Path]:
     """Write the example of each public docstring as a module of its own."""
     modules = []
     for name, text in _public_docstrings():
@@ -96,7 +96,8 @@ def _public_docstrings() -> Iterator[tuple[str, str]]:
                 yield f"{module.__name__}.{name}.{member}", inspect.getdoc(each) or ""
 
 
-def _module(page: Path, folder: Path) -> Path:
+def module_of(page: Path, folder: Path) -> Path:
+    """Write a page's Python blocks as one module."""
     tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
     blocks = [token.content for token in tokens if token.type == "fence" and token.info == "python"]
     module = folder / f"{page.stem.lower()}.py"

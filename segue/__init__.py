@@ -37,6 +37,7 @@ from .errors import (
     SessionWarning,
     TemplateError,
     TemplateWarning,
+    UnknownArgumentError,
     UnsupportedFeatureError,
     UnsupportedModelError,
 )
@@ -102,6 +103,7 @@ __all__ = [
     "ToolCall",
     "TurnPreview",
     "TurnUsage",
+    "UnknownArgumentError",
     "UnsupportedFeatureError",
     "UnsupportedModelError",
     "Usage",

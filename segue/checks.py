@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
-from typing import Any
+import functools
+import inspect
+from collections.abc import Callable, Collection, Mapping
+from types import MappingProxyType
+from typing import Any, ParamSpec, TypeVar
 
-from .errors import ConfigurationError, MessageError
+from .errors import ConfigurationError, MessageError, UnknownArgumentError
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+# How like a name another must be to be what was meant.
+LIKE = 0.6
 
 
 def check_text(text: object, what: str, *, remedy: str = "Pass a string.") -> None:
@@ -89,3 +97,72 @@ def check_engine(engine: object) -> None:
             f"engine must be an engine, not {engine!r}.",
             remedy="Pass what segue.load(...) returns, or an MlxEngine.",
         )
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuse what is neither True nor False.
+
+    Raises:
+        ConfigurationError: if it isn't one of them.
+    """
+    if not isinstance(value, bool):
+        raise ConfigurationError(
+            f"{name} must be True or False, not {value!r}.", remedy="Pass one of the two."
+        )
+
+
+def unknown_argument(
+    owner: str,
+    name: str,
+    known: Collection[str],
+    hints: Mapping[str, str] = MappingProxyType({}),
+    *,
+    otherwise: str = "",
+) -> UnknownArgumentError:
+    """Return the error for an argument that there isn't.
+
+    Args:
+        owner: What was called.
+        name: The argument.
+        known: The names that it takes.
+        hints: What to do instead, by names that it does not take.
+        otherwise: The remedy if the name is like none; by default, the names that it takes.
+    """
+    near = difflib.get_close_matches(name, known, n=1, cutoff=LIKE)
+    near_hint = difflib.get_close_matches(name, hints, n=1, cutoff=LIKE)
+    if name in hints or (near_hint and not near):
+        remedy = hints[near_hint[0]]
+    elif near:
+        remedy = f"Did you mean {near[0]}?"
+    else:
+        remedy = otherwise or f"Use any of: {', '.join(known)}."
+    return UnknownArgumentError(f"{owner} has no {name!r}.", remedy=remedy)
+
+
+def named_arguments(
+    hints: Mapping[str, str] = MappingProxyType({}), *, owner: str | None = None
+) -> Callable[[Callable[Parameters, Result]], Callable[Parameters, Result]]:
+    """Have a function name what was meant by a keyword that it does not take.
+
+    Its signature stays what it is. The error is a TypeError, as Python's own, and ours.
+
+    Args:
+        hints: What to do instead, by names that it does not take.
+        owner: What to call it; by default its own name.
+    """
+
+    def decorate(call: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        takes = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        parameters = inspect.signature(call).parameters.values()
+        known = [each.name for each in parameters if each.kind in takes and each.name != "self"]
+
+        @functools.wraps(call)
+        def checked(*args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:
+            for name in kwargs:
+                if name not in known:
+                    raise unknown_argument(owner or call.__name__, name, known, hints)
+            return call(*args, **kwargs)
+
+        return checked
+
+    return decorate

@@ -4,12 +4,11 @@
 # typing.get_type_hints would not find there what strings name.
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-from .checks import is_encodable
+from .checks import is_encodable, named_arguments, unknown_argument
 from .errors import ConfigurationError
 
 LogitsProcessor = Callable[[Any, Any], Any]
@@ -209,17 +208,43 @@ class CacheConfig:
         return (self.max_kv_size, *(quantized if self.kv_bits is not None else ()))
 
 
+# By name: settings of the other kind, and where they belong.
+GENERATION_NAMES = tuple(field.name for field in dataclasses.fields(GenerationConfig))
+GENERATION_HINTS = {
+    name: f"It is a setting of replies: generation=GenerationConfig({name}=...)."
+    for name in GENERATION_NAMES
+}
+CACHE_HINTS = {
+    field.name: "It belongs to the session's cache: "
+    f"ChatSession(engine, cache=CacheConfig({field.name}=...))."
+    for field in dataclasses.fields(CacheConfig)
+}
+
+
+def _naming(kind: type[Any], hints: Mapping[str, str]) -> None:
+    """Have a class of settings name what was meant by a setting that it does not have."""
+    kind.__init__ = named_arguments(hints, owner=kind.__name__)(kind.__init__)
+
+
+_naming(GenerationConfig, CACHE_HINTS)
+_naming(CacheConfig, GENERATION_HINTS)
+
+
 def with_overrides(config: GenerationConfig, overrides: Mapping[str, Any]) -> GenerationConfig:
     """Return settings with some of them replaced.
 
     Raises:
-        ConfigurationError: if there is no such setting, or its value is refused.
+        UnknownArgumentError: if there is no such setting.
+        ConfigurationError: if a value is refused.
     """
-    names = [field.name for field in dataclasses.fields(GenerationConfig)]
     for name in overrides:
-        if name not in names:
-            raise ConfigurationError(
-                f"A reply has no setting {name!r}.", remedy=_near_name(name, names)
+        if name not in GENERATION_NAMES:
+            raise unknown_argument(
+                "A reply",
+                name,
+                GENERATION_NAMES,
+                CACHE_HINTS,
+                otherwise="Use fields of GenerationConfig, such as temperature or seed.",
             )
     return dataclasses.replace(config, **overrides) if overrides else config
 
@@ -250,18 +275,6 @@ def check_cache(cache: object) -> CacheConfig:
         f"cache must be a CacheConfig, not {type(cache).__name__}.",
         remedy="Build one: CacheConfig(kv_bits=...). What segue.load_prompt_cache returns goes "
         "into prompt_cache=.",
-    )
-
-
-def _near_name(name: str, names: list[str]) -> str:
-    cache_names = [field.name for field in dataclasses.fields(CacheConfig)]
-    if name in cache_names:
-        return "It belongs to the session's cache: ChatSession(engine, cache=CacheConfig(...))."
-    near = difflib.get_close_matches(name, names, n=1)
-    return (
-        f"Did you mean {near[0]}?"
-        if near
-        else "Use fields of GenerationConfig, such as temperature or seed."
     )
 
 

@@ -226,9 +226,10 @@ def start_of_turns(history: Sequence[Message], count: int) -> int:
     if not turns:
         raise HistoryError("The history has no turn to take back.", remedy="Take a turn first.")
     if type(count) is not int or not 1 <= count <= len(turns):
+        most = "1, for there is one" if len(turns) == 1 else f"from 1 to {len(turns)}"
         raise HistoryError(
-            f"The number of turns to take back must be from 1 to {len(turns)}, not {count!r}.",
-            remedy=f"The history has {len(turns)}.",
+            f"The number of turns to take back must be {most}, not {count!r}.",
+            remedy="Pass a whole number of turns, or leave it out for the last one.",
         )
     return len(history) - sum(map(len, turns[-count:]))
 

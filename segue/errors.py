@@ -4,6 +4,7 @@
 
     SegueError
       ConfigurationError (ValueError)        a setting or an argument
+        UnknownArgumentError (TypeError)     an argument or a setting that there isn't
         UnsupportedFeatureError              an engine that lacks what was asked for
       MessageError (ValueError)              a message or a prompt
       HistoryError (LookupError)             no such turn or message
@@ -70,6 +71,18 @@ class SegueError(Exception):
 
 class ConfigurationError(SegueError, ValueError):
     """A setting is out of range, of the wrong type, or contradicts another."""
+
+
+class UnknownArgumentError(ConfigurationError, TypeError):
+    """There is no argument or setting of that name; nothing was changed.
+
+    Examples:
+        >>> import segue
+        >>> segue.GenerationConfig(temprature=0.7)
+        Traceback (most recent call last):
+        ...
+        segue.UnknownArgumentError: GenerationConfig has no 'temprature'. Did you mean temperature?
+    """
 
 
 class UnsupportedFeatureError(ConfigurationError):

@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from .checks import named_arguments
 from .engine import Diagnosis
 from .errors import ConfigurationError, ModelNotFoundError
 from .names import DEFAULT_MODEL, find
@@ -35,6 +36,7 @@ class EngineModule(Protocol):
         ...
 
 
+@named_arguments()
 def load(
     name: str | os.PathLike[str] = DEFAULT_MODEL,
     *,
@@ -69,6 +71,7 @@ def load(
         UnsupportedModelError: if the model's architecture, tensors or tokenizer are not supported.
         MissingTemplateError: if the tokenizer has no chat template.
         BackendMissingError: if the engine is not installed.
+        ForkedProcessError: if this process was forked from one that uses MLX.
         ConfigurationError: if `engine` is not the name of one.
     """
     module = _module(engine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import warnings
 import weakref
@@ -11,8 +12,10 @@ from datetime import datetime
 from types import MappingProxyType, TracebackType
 from typing import Any, Literal, NoReturn, Self, Unpack
 
-from .checks import check_engine
+from .checks import check_engine, check_flag, named_arguments
 from .config import (
+    CACHE_HINTS,
+    GENERATION_HINTS,
     CacheConfig,
     GenerationConfig,
     GenerationOverrides,
@@ -97,6 +100,7 @@ class ChatSession:
         MessageError: if the history holds something other than messages.
     """
 
+    @named_arguments({**CACHE_HINTS, **GENERATION_HINTS}, owner="ChatSession")
     def __init__(
         self,
         engine: Engine,
@@ -157,6 +161,18 @@ class ChatSession:
             f"<ChatSession with {self._core.engine.name}: {len(history)} messages, "
             f"{self.cached_tokens:,} tokens cached>"
         )
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse what is no attribute of a session: a misspelt setting would do nothing.
+
+        Subclasses may keep what they like.
+        """
+        if type(self) is ChatSession and not (name.startswith("_") or hasattr(ChatSession, name)):
+            known = [each for each in dir(ChatSession) if not each.startswith("_")]
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f" Did you mean {near[0]}?" if near else ""
+            raise AttributeError(f"ChatSession has no attribute {name!r}.{hint}")
+        super().__setattr__(name, value)
 
     @property
     def instructions(self) -> str | None:
@@ -317,6 +333,7 @@ class ChatSession:
         Returns:
             The reply's text, as the history records it.
         """
+        check_flag("reasoning", reasoning)
         reply = self.stream(
             prompt, role=role, prompt_progress_callback=prompt_progress_callback, **overrides
         )
@@ -397,6 +414,7 @@ class ChatSession:
         Returns:
             The reply's text, as the history records it.
         """
+        check_flag("reasoning", reasoning)
         reply = self.stream_retry(prompt_progress_callback=prompt_progress_callback, **overrides)
         return _whole(reply, reasoning)
 
@@ -447,7 +465,9 @@ class ChatSession:
     ) -> TurnPreview:
         """Return what a turn would cost, without taking it. Nothing changes.
 
-        What `stream` would refuse is refused here, too. A live reply continues.
+        What `stream` would refuse is refused here, too, and a function for `on_overflow` is called
+        as it would be. A live reply continues, and counts as if it ended here; its own tokens are
+        not among the cached ones yet.
 
         Examples:
             >>> import segue
@@ -467,7 +487,7 @@ class ChatSession:
         """
         messages = as_messages(prompt, role)
         config = self._settings(None, overrides)
-        before = None if history is None else check_messages(history)
+        before = self._history_so_far if history is None else check_messages(history)
         self._core.check_idle()
         self._core.busy = True
         try:
@@ -505,6 +525,7 @@ class ChatSession:
         Raises:
             HistoryError: if there are not that many; nothing changed.
         """
+        start_of_turns(self._history_so_far, turns)
         self._close_live()
         return self._cut(start_of_turns(self.history, turns))
 
@@ -534,6 +555,8 @@ class ChatSession:
             HistoryError: if there is no such message; nothing changed.
             MessageError: if the content isn't text; nothing changed.
         """
+        before = self._history_so_far
+        replace(before[checked_index(before, index)], content=content)
         self._close_live()
         index = checked_index(self.history, index)
         return self._cut(index, replace(self.history[index], content=content))
@@ -671,7 +694,7 @@ class ChatSession:
                 the conversation read again. An opaque prefix is saved in any case.
 
         Raises:
-            ConfigurationError: if the path isn't one.
+            ConfigurationError: if the path isn't one, or `kv` is neither True nor False.
             SessionLockedError: if another process has the file open.
             SessionFileError: if it can't be written, or the conversation holds what JSON can't
                 express.
@@ -680,6 +703,7 @@ class ChatSession:
             SessionWarning: if files have no form for this model's cache; it is left out.
         """
         path = checked_path(path)
+        check_flag("kv", kv)
         self._close_live()
         cache = self._core.cache
         stored: Mapping[str, StoredState] = {}
@@ -832,6 +856,12 @@ class ChatSession:
             "A session can't be copied or pickled as other objects are.",
             remedy="Use fork() for another one, or save() and open() for another process.",
         )
+
+    @property
+    def _history_so_far(self) -> tuple[Message, ...]:
+        """The history as it would be if a live reply ended here."""
+        live = None if self._live is None else self._live()
+        return self.history if live is None else live.history_so_far
 
     def _settings(
         self, progress: PrefillProgress | None, overrides: Mapping[str, Any]

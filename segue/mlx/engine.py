@@ -17,6 +17,7 @@ from mlx_lm.models.cache import (
     make_prompt_cache,
 )
 
+from ..checks import named_arguments
 from ..config import CacheConfig, GenerationConfig
 from ..engine import StoredCache, StoredState, Tokenizer
 from ..errors import ConfigurationError
@@ -63,6 +64,7 @@ class MlxEngine:
         ForkedProcessError: if this process was forked from one that uses MLX.
     """
 
+    @named_arguments(owner="MlxEngine")
     def __init__(self, model: Any, tokenizer: Any, *, name: str | None = None) -> None:
         use_model()
         self.model = model

@@ -319,14 +319,9 @@ class SessionCore:
             self._prewarmed += usage.fed_tokens
         else:
             self._turns.append(usage)
-            if plan.if_empty is not None and not reader.tokens:
-                self.conversation = self.conversation.with_messages(plan.if_empty)
-            else:
-                said = Message.assistant(
-                    reader.text, tool_calls=reader.calls, reasoning=reader.reasoning or None
-                )
-                self.conversation = self.conversation.extended(said)
-                read = read.extended(said)
+            self.conversation = self.conversation.with_messages(self.messages_after(plan, reader))
+            if plan.if_empty is None or reader.tokens:
+                read = read.extended(self.conversation.messages[-1])
             self._latest = (self._opening, plan, usage.cached_tokens)
         self.cache.commit(reader.tokens)
         self._held = self.cache.offset
@@ -335,6 +330,15 @@ class SessionCore:
         else:
             kept = plan.prompt.ledger.truncate(self._opening.kept - self.cache.prefix)
             self._read = Read(plan.conversation, kept, "the cache was emptied by a failure")
+
+    def messages_after(self, plan: TurnPlan, reader: ReplyReader) -> tuple[Message, ...]:
+        """Return the history as it is once an open turn ends with what was read so far."""
+        if plan.if_empty is not None and not reader.tokens:
+            return tuple(plan.if_empty)
+        said = Message.assistant(
+            reader.text, tool_calls=reader.calls, reasoning=reader.reasoning or None
+        )
+        return (*self.conversation.messages, said)
 
     def clear(self, date: datetime) -> None:
         """Forget the conversation; instructions and template arguments stay.

@@ -155,6 +155,13 @@ class Reply:
         """True once the reply is over and recorded."""
         return self._ended
 
+    @property
+    def history_so_far(self) -> tuple[Message, ...]:
+        """The session's history, with what this reply has said so far if it has not ended."""
+        if self._ended:
+            return self._core.conversation.messages
+        return self._core.messages_after(self._plan, self._reader)
+
     def __repr__(self) -> str:
         how = "live" if not self._ended else f"ended, {self.finish_reason or 'cut short'}"
         text = self.text if len(self.text) <= LONGEST_SHOWN else self.text[:LONGEST_SHOWN] + "…"

@@ -28,7 +28,7 @@ PLANTED = {
 def check(code: str, folder: Path, *, strict: bool = False) -> int:
     module = folder / "module.py"
     module.write_text(code)
-    return check_types._check([module], folder, strict=strict)
+    return check_types.check_files([module], folder, strict=strict)
 
 
 @pytest.mark.proof
@@ -45,14 +45,14 @@ def test_both_checkers_take_what_people_write_first(tmp_path):
 
 def test_every_page_is_a_module_of_its_blocks(tmp_path):
     for page in check_types.PAGES:
-        text = check_types._module(page, tmp_path).read_text()
+        text = check_types.module_of(page, tmp_path).read_text()
         assert text.count("\n") > 5
         assert "segue" in text
     assert [page.name for page in check_types.PAGES] == ["README.md", "quickstart.md"]
 
 
 def test_every_public_example_is_a_module(tmp_path):
-    names = {path.stem for path in check_types._docstrings(tmp_path)}
+    names = {path.stem for path in check_types.docstring_modules(tmp_path)}
     assert {
         "example_segue_ChatSession",
         "example_segue_ChatSession_respond",

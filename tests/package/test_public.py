@@ -57,6 +57,7 @@ def test_the_public_names_are_these():
         "ToolCall",
         "TurnPreview",
         "TurnUsage",
+        "UnknownArgumentError",
         "UnsupportedFeatureError",
         "UnsupportedModelError",
         "Usage",
