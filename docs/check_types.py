@@ -78,7 +78,9 @@ def docstring_modules(folder: Path) -> list[Path]:
     """Write the example of each public docstring as a module of its own."""
     modules = []
     for name, text in _public_docstrings():
-        source = "".join(example.source for example in doctest.DocTestParser().get_examples(text))
+        examples = doctest.DocTestParser().get_examples(text)
+        # What shows an error may be one for type checkers, too.
+        source = "".join(example.source for example in examples if example.exc_msg is None)
         if source:
             # In a function: each may call something else _.
             code = f"{EXAMPLE_NAMES}def example() -> None:\n{textwrap.indent(source, '    ')}"

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.models import toy_engine
-from segue import ChatSession
+from segue import SessionFile
 
 DAEMON = """
 import segue.mlx, sys, threading, time, queue
@@ -114,8 +113,8 @@ def test_a_program_may_end_at_any_moment(work, delay, tmp_path):
     assert ended_with(work, 0, delay, tmp_path) == (0, "")
     assert not list(tmp_path.glob(".segue-*"))
     if work == "saves" and (tmp_path / "talk.segue").exists():
-        with ChatSession.open(tmp_path / "talk.segue", toy_engine()) as session:
-            assert len(session.history) == 2
+        file = SessionFile.read(tmp_path / "talk.segue")
+        assert (len(file.conversation.messages), file.damage) == (2, {})
 
 
 def test_a_reply_that_the_end_cuts_is_recorded(tmp_path):

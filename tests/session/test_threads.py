@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
+from rich.console import Console
 
 from kit.probe import pretend_threads, wait_for_threads
 from segue import ChatSession
-from segue.cli.chat.idle import reading_ahead
+from segue.cli.chat.idle import failure, reading_ahead
+from segue.cli.chat.statistics import usage_table
 from segue.mlx.process import threads
 from segue.testing import FakeEngine
 
@@ -61,6 +65,37 @@ def test_one_thread_reads_ahead_for_a_whole_chat(monkeypatch):
             pass
     assert len(readers) == 1
     assert threading.active_count() <= before + 1
+
+
+def test_a_failure_to_read_ahead_is_in_the_statistics():
+    engine = FakeEngine(["a"], fail_at=[1])
+    session = ChatSession(engine, instructions="Be brief.")
+    console = Console(file=io.StringIO(), width=200)
+    with reading_ahead(session):
+        while not engine.model.calls:
+            time.sleep(0.001)
+    console.print(usage_table(session))
+    assert "reading ahead failed" in console.file.getvalue()
+    assert "failed in forward pass 1" in console.file.getvalue()
+    with reading_ahead(session):
+        pass
+    assert failure(session) is None
+    assert failure(ChatSession(FakeEngine())) is None
+
+
+def test_being_done_with_typing_is_no_failure(monkeypatch):
+    started = threading.Event()
+
+    def prewarm(self, *, prompt_progress_callback, **_):
+        started.set()
+        while True:
+            prompt_progress_callback(0, 1)
+
+    monkeypatch.setattr(ChatSession, "prewarm", prewarm)
+    session = ChatSession(FakeEngine())
+    with reading_ahead(session):
+        started.wait()
+    assert failure(session) is None
 
 
 class Clock:

@@ -16,23 +16,30 @@ What does not work
       the prompt ends the prompt, and so the reading, as Enter does.
     - Going on when a second Ctrl-C comes during the wait: two threads would use one session. It is
       swallowed, and the wait continues.
-    - Reporting an error from here: the person is typing. Whatever failed fails again in the next
-      turn, which reports it.
+    - Reporting an error from here: the person is typing. What fails fails again in the next turn,
+      which reports it; and what only this thread can't do is a line of /stats (`failure`).
 """
 
 from __future__ import annotations
 
+import atexit
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from queue import SimpleQueue
+from weakref import WeakKeyDictionary
 
 from ...engine import PrefillProgress
 from ...session import ChatSession
 
 # Whoever presses Enter waits for at most so many tokens: well under a second on a CPU.
 CHUNK = 64
+
+
+# The latest attempt's error, by session.
+_failures: WeakKeyDictionary[ChatSession, Exception] = WeakKeyDictionary()
 
 
 class _Enough(Exception):  # noqa: N818 (not an error: a way out)
@@ -54,8 +61,11 @@ def reading_ahead(session: ChatSession) -> Iterator[None]:
     def read() -> None:
         try:
             _read_ahead(session, stop_when_enough)
-        except Exception:
-            return
+            _failures.pop(session, None)
+        except _Enough:
+            _failures.pop(session, None)
+        except Exception as error:
+            _failures[session] = error
         finally:
             done.set()
 
@@ -67,6 +77,12 @@ def reading_ahead(session: ChatSession) -> Iterator[None]:
         while not done.is_set():
             with suppress(KeyboardInterrupt):
                 done.wait()
+
+
+def failure(session: ChatSession) -> str | None:
+    """Return why the latest attempt to read ahead failed; ``None`` if it didn't."""
+    error = _failures.get(session)
+    return None if error is None else " ".join(str(error).split()) or type(error).__name__
 
 
 def _read_ahead(session: ChatSession, progress: PrefillProgress) -> None:
@@ -83,4 +99,6 @@ def _reader() -> SimpleQueue[Callable[[], None]]:
             tasks.get()()
 
     threading.Thread(target=work, name="reading ahead", daemon=True).start()
+    # So that the program's end need not wait for a thread that waits for a task.
+    atexit.register(tasks.put, sys.exit)
     return tasks

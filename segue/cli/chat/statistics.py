@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from rich.table import Table
+from rich.text import Text
 
 from ...response import FinishReason, GenerationResponse
 from ...session import ChatSession
 from ...usage import MissReason, Reuse, TurnUsage
 from ..words import count
+from .idle import failure
 
 COLUMNS = 80
 # Fewer tokens than these are read again without a word.
@@ -91,7 +93,9 @@ def usage_table(session: ChatSession) -> Table:
         )
     if session.acceptance_rate is not None:
         rows["drafted tokens accepted"] = f"{session.acceptance_rate:.0%}"
+    if why := failure(session):
+        rows["reading ahead failed"] = why
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in rows.items():
-        table.add_row(name, value)
+        table.add_row(name, Text(value))
     return table
