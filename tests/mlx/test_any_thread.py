@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -149,6 +150,8 @@ PLACES: dict[str, Callable[[object], object]] = {
     "a default": default,
     "a partial": lambda value: functools.partial(print, [value], sep={"a": value}),
     "a bound method": lambda value: Bound(value).method,
+    "a compiled function": lambda value: mx.compile(closure(value)),
+    "a queue": lambda value: deque([value]),
     "a wrapped function": lambda value: functools.wraps(closure(value))(lambda: None),
 }
 

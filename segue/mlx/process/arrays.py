@@ -12,14 +12,18 @@ Arrays there are not the model's alone, and what they lead to has no end.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+import gc
+from collections import deque
+from collections.abc import Iterator
+from types import BuiltinFunctionType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any
 
 import mlx.core as mx
 
 # What holds no arrays, or is not the model's own.
 SKIPPED = (str, bytes, bytearray, int, float, complex, type(None), type, ModuleType, mx.Dtype)
+# What MLX makes of a function that it compiles or differentiates, with the function in it.
+COMPILED = type(mx.compile(lambda: None))
 # How many arrays are computed at a time.
 BATCH = 1000
 
@@ -54,10 +58,15 @@ def arrays_of(root: object) -> Iterator[mx.array]:
 def _held(value: Any) -> list[Any]:
     """Return what an object holds directly."""
     held: list[Any] = []
-    if isinstance(value, Mapping):
+    # Other mappings and sequences may compute, or read, what they are asked for.
+    if isinstance(value, dict):
+        held += dict.values(value)
+    elif isinstance(value, MappingProxyType):
         held += value.values()
-    elif isinstance(value, (list, tuple, set, frozenset)):
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
         held += value
+    elif isinstance(value, COMPILED):
+        held += gc.get_referents(value)
     if isinstance(value, functools.partial):
         held += (value.func, *value.args, *value.keywords.values())
     elif isinstance(value, MethodType):
