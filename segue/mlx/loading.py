@@ -6,8 +6,7 @@ MLX itself is imported by the functions, so that its absence is a BackendMissing
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from traceback import walk_tb
 from typing import TYPE_CHECKING, Any
@@ -122,23 +121,24 @@ def _load_gguf(path: Path) -> MlxEngine:
 
 def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
     import mlx_lm
-    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    from mlx_lm.utils import _download
 
     from .engine import MlxEngine
 
-    found: dict[str, Any] | None = {}
     if isinstance(source, Path):
         _check_folder(source)
-        found = read_recommendations(source / NAME)
     try:
-        with _usable(source, found) as folder:
+        # What mlx_lm.load begins with; a folder stays what it is.
+        folder = Path(_download(str(source), revision=revision))
+        found = read_recommendations(folder / NAME)
+        with without_recommendations(folder) if found is None else nullcontext(folder) as usable:
             try:
-                model, tokenizer, *_ = mlx_lm.load(str(folder), revision=revision)
+                model, tokenizer, *_ = mlx_lm.load(str(usable))
             except (AttributeError, TypeError, ValueError) as error:
                 if not _in_detokenizer(error):
                     raise
-                model, tokenizer = _load_without_detokenizer(folder, revision)
+                model, tokenizer = _load_without_detokenizer(usable)
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
         raise ModelNotFoundError(
             f"{source!r} could not be fetched from the hub: {_in_short(error)}.",
@@ -161,20 +161,8 @@ def _load_mlx_lm(source: Path | str, revision: str | None) -> MlxEngine:
         ) from error
     name = source.name if isinstance(source, Path) else source
     engine = MlxEngine(_for_this_device(model), tokenizer, name=name)
-    if isinstance(source, str):
-        cached = try_to_load_from_cache(source, NAME, revision=revision)
-        found = read_recommendations(Path(cached)) if isinstance(cached, str) else {}
     engine.recommended = recommended_settings(found or {}, f"{NAME} of {name}")
     return engine
-
-
-def _usable(
-    source: Path | str, recommendations: Mapping[str, Any] | None
-) -> AbstractContextManager[Path | str]:
-    """Return what mlx-lm can load: without a generation_config.json that is bad."""
-    if isinstance(source, Path) and recommendations is None:
-        return without_recommendations(source)
-    return nullcontext(source)
 
 
 def _in_detokenizer(error: BaseException) -> bool:
@@ -185,18 +173,15 @@ def _in_detokenizer(error: BaseException) -> bool:
     return any(isinstance(frame.f_locals.get("self"), StreamingDetokenizer) for frame in frames)
 
 
-def _load_without_detokenizer(source: Path | str, revision: str | None) -> tuple[Any, Any]:
+def _load_without_detokenizer(folder: Path) -> tuple[Any, Any]:
     """Load a model whose vocabulary has gaps, say, which mlx-lm's detokenizers don't take."""
-    from huggingface_hub import snapshot_download
     from mlx_lm.tokenizer_utils import TokenizerWrapper
     from mlx_lm.utils import load_model
     from transformers import AutoTokenizer
 
-    if isinstance(source, str):  # it was downloaded just now
-        source = Path(snapshot_download(source, revision=revision, local_files_only=True))
-    model, config = load_model(source)
+    model, config = load_model(folder)
     ends = config.get("eos_token_id")
-    tokenizer = AutoTokenizer.from_pretrained(source)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     return model, TokenizerWrapper(
         tokenizer, eos_token_ids=[ends] if isinstance(ends, int) else ends
     )

@@ -7,6 +7,7 @@ import shutil
 import warnings
 from pathlib import Path
 
+import huggingface_hub.constants
 import numpy as np
 import pytest
 
@@ -70,9 +71,9 @@ def test_an_engine_of_ones_own(folder):
     assert made.recommended.temperature == 0.5
 
 
-def test_a_repository_in_the_local_hub_cache(folder, tmp_path, monkeypatch):
-    import huggingface_hub.constants
-
+@pytest.fixture
+def repository(folder, tmp_path, monkeypatch) -> Path:
+    """The folder of a repository in the local hub cache, which is called someone/tiny."""
     hub = tmp_path / "hub"
     snapshot = hub / "models--someone--tiny" / "snapshots" / "0123abc"
     (folder / "generation_config.json").write_text(json.dumps(QWEN))
@@ -82,7 +83,22 @@ def test_a_repository_in_the_local_hub_cache(folder, tmp_path, monkeypatch):
     (refs / "main").write_text("0123abc")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(hub))
-    assert segue.load("someone/tiny").recommended.temperature == 0.6
+    return snapshot
+
+
+def test_a_repository_in_the_local_hub_cache(repository):
+    engine = segue.load("someone/tiny")
+    assert (engine.name, engine.source) == ("someone/tiny", "someone/tiny")
+    assert engine.recommended.temperature == 0.6
+
+
+@pytest.mark.parametrize("kind", ["no JSON", "a list", "ends that are text"])
+def test_a_repository_with_a_bad_file(repository, kind):
+    (repository / "generation_config.json").write_bytes(BAD_FILES[kind])
+    with pytest.warns(ModelWarning, match=r"generation_config\.json can't be read"):
+        engine = segue.load("someone/tiny")
+    assert engine.recommended == GenerationConfig()
+    ChatSession(engine).respond("Hi", max_tokens=3)
 
 
 @pytest.mark.parametrize(
