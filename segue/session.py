@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType, TracebackType
-from typing import Any, Literal, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack
 
 from .checks import check_engine, check_flag, named_arguments
 from .config import (
@@ -162,17 +162,22 @@ class ChatSession:
             f"{self.cached_tokens:,} tokens cached>"
         )
 
-    def __setattr__(self, name: str, value: object) -> None:
-        """Refuse what is no attribute of a session: a misspelt setting would do nothing.
+    # Type checkers would take any attribute of a class that has this.
+    if not TYPE_CHECKING:
 
-        Subclasses may keep what they like.
-        """
-        if type(self) is ChatSession and not (name.startswith("_") or hasattr(ChatSession, name)):
-            known = [each for each in dir(ChatSession) if not each.startswith("_")]
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f" Did you mean {near[0]}?" if near else ""
-            raise AttributeError(f"ChatSession has no attribute {name!r}.{hint}")
-        super().__setattr__(name, value)
+        def __setattr__(self, name: str, value: object) -> None:
+            """Refuse what is no attribute of a session: a misspelt setting would do nothing.
+
+            Subclasses may keep what they like.
+            """
+            if type(self) is ChatSession and not (
+                name.startswith("_") or hasattr(ChatSession, name)
+            ):
+                known = [each for each in dir(ChatSession) if not each.startswith("_")]
+                near = difflib.get_close_matches(name, known, n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise AttributeError(f"ChatSession has no attribute {name!r}.{hint}")
+            super().__setattr__(name, value)
 
     @property
     def instructions(self) -> str | None:

@@ -60,11 +60,16 @@ def load(source: Path | str, *, revision: str | None = None) -> MlxEngine:
     """
     require_backend()
     from .process.forks import use_model
+    from .process.threads import leave_if_closing
 
     use_model()
-    if isinstance(source, Path) and source.is_file():
-        return _load_gguf(source)
-    return _load_mlx_lm(source, revision)
+    try:
+        if isinstance(source, Path) and source.is_file():
+            return _load_gguf(source)
+        return _load_mlx_lm(source, revision)
+    except Exception:
+        leave_if_closing()
+        raise
 
 
 def require_backend() -> None:

@@ -20,6 +20,7 @@ PLANTED = {
     "a wrong type": f"{GOOD}session.respond(5)\n",
     "a misspelt setting": f'{GOOD}session.respond("Hi", temprature=1.0)\n',
     "a misspelt argument": 'import segue\n\nsegue.ChatSession(segue.load("a"), instruction="x")\n',
+    "a misspelt attribute": f'{GOOD}session.instruction = "x"\n',
     "no such verb": f"{GOOD}session.answer()\n",
     "a wrong role": f'{GOOD}session.respond("Hi", role="robot")\n',
 }

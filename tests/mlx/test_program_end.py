@@ -73,6 +73,11 @@ WORKS = {
     while True:
         say()
         time.sleep(0.05)""",
+    "loads": """
+    started.set()
+    import segue
+    while True:
+        segue.load("smollm2")""",
     "waits for ever": """
     say()
     queue.Queue().get()""",

@@ -27,6 +27,7 @@ What does not work:
 from __future__ import annotations
 
 import atexit
+import concurrent.futures.thread
 import ctypes
 import os
 import sys
@@ -74,6 +75,19 @@ def leave_at_end() -> None:
         _wait_for_ever()
     _told.add(thread)
     raise SystemExit
+
+
+def leave_if_closing() -> None:
+    """End the calling thread if Python's pools take no more work, for the program is ending.
+
+    Called where work failed, perhaps for that reason: nobody is left to tell.
+
+    Raises:
+        SystemExit: if it is so, and this isn't the main thread.
+    """
+    closing = getattr(concurrent.futures.thread, "_shutdown", False) or _ender is not None
+    if closing and threading.current_thread() is not threading.main_thread():
+        raise SystemExit
 
 
 def _wait_for_ever() -> None:
