@@ -94,10 +94,13 @@ def diagnose() -> Diagnosis:
 
     Raises:
         BackendMissingError: if MLX or mlx-lm is not installed.
+        ForkedProcessError: if this process was forked from one that uses MLX.
     """
     require_backend()
     from .doctor import diagnose
+    from .process.forks import use_model
 
+    use_model()
     return diagnose()
 
 

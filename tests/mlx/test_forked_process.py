@@ -20,6 +20,7 @@ import segue
 from kit.models import tiny_llama, toy_engine
 from kit.oracle import EditingTokenizer, wrap
 from segue import ChatSession, GenerationConfig
+from segue.loading import diagnose
 from segue.testing import FakeEngine
 
 SHORT = GenerationConfig(max_tokens=4)
@@ -84,6 +85,7 @@ USES: dict[str, Callable[[ChatSession, segue.MlxEngine], object]] = {
     ),
     "a new engine": lambda session, engine: segue.MlxEngine(engine.model, engine.tokenizer),
     "load": lambda session, engine: segue.load("smollm2"),
+    "diagnose": lambda session, engine: diagnose(),
 }
 
 
