@@ -27,9 +27,14 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# Paths of files that this process has open already.
+_OPEN_FILES = ("/dev/stdout", "/dev/stderr", "/dev/fd/", "/proc/self/fd/")
+_CHUNK_BYTES = 2**20
 
 
 @contextmanager
@@ -82,6 +87,57 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         if descriptor >= 0:
             os.close(descriptor)
     _flush_folder(target.parent)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Write a file as `replacing` does, or fill what can't be replaced: a pipe, a device.
+
+    What is written for such a path comes together in a temporary file, and goes through when the
+    block ends; when the block raises, nothing does. ``/dev/stdout`` is such a path even where it
+    leads to a file, since more may be written to that.
+
+    Examples:
+        >>> with writing("notes.txt") as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> Path("notes.txt").read_text()
+        'whole'
+
+    Args:
+        path: The file, pipe or device to write to.
+
+    Yields:
+        The path to write to.
+
+    Raises:
+        OSError: if `path` can't be written.
+    """
+    if not is_written_in_place(path):
+        with replacing(path) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="segue-") as folder:
+        temporary = Path(folder) / "content"
+        temporary.touch()
+        yield temporary
+        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+        try:
+            with temporary.open("rb") as content:
+                while chunk := content.read(_CHUNK_BYTES):
+                    write_all(descriptor, chunk)
+        finally:
+            os.close(descriptor)
+
+
+def is_written_in_place(path: str | os.PathLike[str]) -> bool:
+    """Return True if a path leads to a pipe or a device, or to an open file of this process."""
+    if os.fspath(path).startswith(_OPEN_FILES):
+        return os.path.exists(path)
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)
 
 
 def _create(temporary: Path, mode: int) -> int:

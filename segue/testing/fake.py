@@ -22,7 +22,7 @@ from ..engine import (
     Tokenizer,
 )
 from ..errors import PromptCacheError, PromptCacheFormatError
-from ..files.atomic import replacing
+from ..files.atomic import writing
 from ..interrupt import deliver_interrupt
 from .script import Answer, NextToken, ScriptedModel
 
@@ -163,7 +163,7 @@ class FakeContext:
     def save(self, path: Path, metadata: Mapping[str, str]) -> None:
         """See `segue.engine.Stores.save`; a fake cache is a line of JSON."""
         try:
-            with replacing(path) as temporary:
+            with writing(path) as temporary:
                 temporary.write_text(json.dumps({"ids": self.cache[0], "metadata": dict(metadata)}))
         except (OSError, ValueError) as error:
             raise PromptCacheError(

@@ -8,11 +8,12 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
-from segue.files.atomic import replacing
+from segue.files.atomic import is_written_in_place, replacing, writing
 
 
 def write(path, text: str) -> None:
@@ -124,6 +125,53 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
         with pytest.raises(OSError, match=r".+"), replacing(path) as temporary:
             temporary.write_text("x")
     assert names(tmp_path) == ["loop", "pipe"]
+
+
+def test_what_is_no_file_is_filled_at_the_end(tmp_path):
+    pipe, got = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: got.append(pipe.read_bytes()))
+    reader.start()
+    with writing(pipe) as temporary:
+        temporary.write_bytes(b"x" * 3_000_000)
+    reader.join(60)
+    assert got == [b"x" * 3_000_000]
+    assert names(tmp_path) == ["pipe"]
+    with pytest.raises(OSError, match="No space left"), writing("/dev/full") as temporary:
+        temporary.write_text("x")
+    with writing(os.devnull) as temporary:
+        temporary.write_text("x")
+    assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
+
+
+def test_after_an_error_nothing_goes_through(tmp_path):
+    with (tmp_path / "open").open("w+b") as file:
+        path = f"/dev/fd/{file.fileno()}"
+        with pytest.raises(ZeroDivisionError), writing(path) as temporary:
+            temporary.write_text("x")
+            raise ZeroDivisionError
+        assert file.read() == b""
+
+
+def test_an_open_file_is_added_to(tmp_path):
+    with (tmp_path / "open").open("w+b") as file:
+        file.write(b"earlier ")
+        file.flush()
+        path = f"/dev/fd/{file.fileno()}"
+        assert is_written_in_place(path)
+        with writing(path) as temporary:
+            temporary.write_text("later")
+    assert (tmp_path / "open").read_text() == "earlier later"
+    assert names(tmp_path) == ["open"]
+
+
+def test_a_file_is_replaced(tmp_path):
+    for path in (tmp_path / "file", tmp_path / "missing" / "file", tmp_path, "a\0b"):
+        assert not is_written_in_place(path)
+    with writing(tmp_path / "file") as temporary:
+        assert temporary.parent == tmp_path
+        temporary.write_text("x")
+    assert names(tmp_path) == ["file"]
 
 
 def test_a_write_protected_file_is_not_replaced(tmp_path, monkeypatch):

@@ -42,7 +42,7 @@ from mlx_lm.models.cache import (
 
 from ...config import LARGEST_INT
 from ...errors import PromptCacheError, PromptCacheFormatError, PromptCacheMismatchError, cause
-from ...files.atomic import replacing
+from ...files.atomic import writing
 from ...files.path import writing_remedy
 from ...files.safetensors import (
     DamagedFileError,
@@ -113,7 +113,7 @@ def write_cache_file(path: Path, layers: list[Any], metadata: Mapping[str, str])
         )
     texts = {**metadata, VERSION_KEY: str(VERSION), CHECKSUM_KEY: NO_CHECKSUM}
     try:
-        with replacing(path) as temporary:
+        with writing(path) as temporary:
             with temporary.open("wb") as file:
                 save_prompt_cache(file, [trimmed(layer) for layer in layers], texts)
             with temporary.open("r+b") as file:
