@@ -269,8 +269,31 @@ class ChatSession:
 
     @property
     def conversation(self) -> Conversation:
-        """Instructions, history and template arguments, as one value."""
+        """Instructions, history and template arguments, as one value. Settable.
+
+        The next turn reads what the cache lacks of a conversation that was set. A live reply is
+        closed first.
+        """
         return self._core.conversation
+
+    @conversation.setter
+    def conversation(self, conversation: Conversation) -> None:
+        if not isinstance(conversation, Conversation):
+            raise ConfigurationError(
+                f"conversation must be a Conversation, not {type(conversation).__name__}.",
+                remedy="Build one: segue.Conversation(instructions, messages).",
+            )
+        self._close_live()
+        self._core.conversation = conversation
+
+    @property
+    def on_overflow(self) -> OnOverflow:
+        """What is done about a full context. Settable; takes effect in the next turn."""
+        return self._core.limit.on_overflow
+
+    @on_overflow.setter
+    def on_overflow(self, on_overflow: OnOverflow) -> None:
+        self._core.set_overflow(on_overflow)
 
     @property
     def has_cache(self) -> bool:
@@ -588,6 +611,43 @@ class ChatSession:
         twin.__dict__.update(self.__dict__)  # what a subclass keeps in its sessions
         twin._take(self._core.fork())
         return twin
+
+    def return_to(self, fork: ChatSession) -> None:
+        """Continue from where a fork is: with its conversation, and what its cache holds.
+
+        So a fork is a way back, from `clear` too, on which nothing is read again. The fork stays as
+        it is. Settings, `usage` and the file are still this session's own. A live reply is closed
+        first.
+
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine(["Hello!"]))
+            >>> _ = session.respond("Hi")
+            >>> before = session.fork()
+            >>> session.clear()
+            >>> session.return_to(before)
+            >>> len(session.history), session.cached_tokens == before.cached_tokens
+            (2, True)
+
+        Args:
+            fork: A fork of this session, or another session of the same model.
+
+        Raises:
+            ConfigurationError: if it is of another model, or its cache is of another kind.
+        """
+        if not isinstance(fork, ChatSession) or not self._core.is_like(fork._core):
+            raise ConfigurationError(
+                "A session can return to one of the same engine and kind of cache alone, not to "
+                f"{fork!r}.",
+                remedy="Pass what fork() returned.",
+            )
+        self._close_live()
+        fork._close_live()
+        hold = InterruptHold()
+        with hold:
+            self._core.return_to(fork._core)
+            hold.deliver()
 
     def prewarm(
         self,

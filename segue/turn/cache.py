@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar, cast
 
 from ..config import CacheConfig
 from ..engine import (
@@ -199,6 +199,12 @@ class CachedContext:
         twin._earlier = Acceptance()
         twin._hold(self._context.fork())
         return twin
+
+    def replaced_by(self, other: CachedContext) -> Self:
+        """Return a fork of another one that counts drafts from where this one is."""
+        twin = other.fork()
+        twin._earlier = self.acceptance
+        return cast(Self, twin)
 
     def require(self, capability: type[Capability], *, feature: str, remedy: str) -> Capability:
         """Return the context as one that has a capability.

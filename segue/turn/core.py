@@ -362,6 +362,31 @@ class SessionCore:
         twin._held = twin.cache.offset
         return twin
 
+    def is_like(self, other: SessionCore) -> bool:
+        """Return True if another core's context could be this one's."""
+        mine, others = self.cache, other.cache
+        return (
+            other.engine is self.engine
+            and others.config == mine.config
+            and others.draft == mine.draft
+            and others.prefix == mine.prefix
+        )
+
+    def return_to(self, other: SessionCore) -> None:
+        """Hold the conversation of a core that is like this one, and what its context holds."""
+        self.cache = self.cache.replaced_by(other.cache)
+        self.conversation = other.conversation
+
+    def set_overflow(self, on_overflow: OnOverflow) -> None:
+        """Treat prompts that are too long in another way.
+
+        Raises:
+            ConfigurationError: if there is no such way.
+        """
+        # Not in place: forks share the limit.
+        self.limit = ContextLimit(self.engine.context_length, on_overflow)
+        self._planner = self._planner.with_limit(self.limit)
+
     def restore(
         self,
         stored: Mapping[str, StoredState],

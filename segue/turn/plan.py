@@ -69,6 +69,10 @@ class Planner:
         self._prompts = prompts
         self._limit = limit
 
+    def with_limit(self, limit: ContextLimit) -> Planner:
+        """Return a planner with another limit."""
+        return Planner(self._prompts, limit)
+
     def plan_turn(
         self,
         conversation: Conversation,

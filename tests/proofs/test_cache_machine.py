@@ -243,6 +243,19 @@ class CacheMachine(RuleBasedStateMachine):
         if look and self.talk.expected.held:
             self.talk.check_logits()
 
+    @precondition(lambda self: self.parked)
+    @rule(look=st.booleans())
+    def return_to(self, look):
+        fork, said = self.parked[0]
+        if fork.session.cache != self.session.cache:
+            with pytest.raises(ConfigurationError):
+                self.session.return_to(fork.session)
+            return
+        self.session.return_to(fork.session)
+        self.talk.expected, self.said = copy.deepcopy(fork.expected), list(said)
+        if look and self.talk.expected.held:
+            self.talk.check_logits()
+
     @rule()
     def save(self):
         self.session.save(self.path)

@@ -28,6 +28,7 @@ from kit.sessions import common_prefix, rendered
 from segue import (
     CacheConfig,
     ChatSession,
+    ConfigurationError,
     GenerationConfig,
     GenerationError,
     HistoryError,
@@ -302,6 +303,30 @@ class SessionMachine(RuleBasedStateMachine):
         self.settle()
         self.parked.append((self.session, self.expected, self.marks, self.spelled))
         self.take(self.parked.pop(0))
+
+    @precondition(lambda self: self.parked)
+    @rule()
+    def return_to(self):
+        self.settle()
+        fork, expected, marks, spelled = self.parked[0]
+        turns = len(self.session.usage.turns)
+        if fork.cache != self.session.cache:
+            with pytest.raises(ConfigurationError):
+                self.session.return_to(fork)
+            return
+        self.session.return_to(fork)
+        assert self.session.conversation == fork.conversation
+        assert self.cache() == held(fork)
+        assert len(self.session.usage.turns) == turns
+        self.expected, self.marks, self.spelled = list(expected), list(marks), spelled
+
+    @precondition(lambda self: self.parked)
+    @rule()
+    def read_again_what_a_fork_has_said(self):
+        self.settle()
+        self.session.conversation = self.parked[0][0].conversation
+        self.expected = list(self.parked[0][1])
+        self.spelled = False
 
     def take(self, branch):
         self.session, self.expected, self.marks, self.spelled = branch

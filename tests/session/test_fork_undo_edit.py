@@ -11,8 +11,10 @@ from kit.chats import contents
 from kit.probe import engine_of, held, ids_of
 from kit.sessions import SHORT, check_ledger, rendered, say, talk
 from segue import (
+    CacheConfig,
     ChatSession,
     ConfigurationError,
+    ContextLengthError,
     GenerationConfig,
     GenerationError,
     HistoryError,
@@ -32,6 +34,89 @@ def fresh(session):
         history=session.history,
         generation=session.generation,
     )
+
+
+@pytest.mark.parametrize("trimmable", [True, False])
+def test_a_fork_is_a_way_back_on_which_nothing_is_read_again(trimmable):
+    session = talk("one", "two", trimmable=trimmable, instructions="Be brief.")
+    before, cached, turns = session.conversation, held(session), session.usage.turns
+    fork = session.fork()
+    session.clear()
+    session.instructions = "Be kind."
+    session.respond("three")
+    session.return_to(fork)
+    assert session.conversation == fork.conversation == before
+    assert held(session) == held(fork) == cached
+    assert session.usage.turns[:2] == turns
+    assert len(session.usage.turns) == 3
+    check_ledger(session)
+    again = fresh(session).respond("four")
+    with session.stream("four") as reply:
+        assert "".join(response.text for response in reply) == again
+    assert reply.cached_tokens == len(cached)
+    # The fork is not the session's other half.
+    assert fork.conversation == before
+    assert held(fork) == cached
+
+
+def test_a_session_returns_from_a_live_reply_to_a_fork_with_one():
+    session = talk("one")
+    fork = session.fork()
+    live, other = session.stream("two"), fork.stream("three")
+    next(live)
+    next(other)
+    session.return_to(fork)
+    assert live.ended
+    assert other.ended
+    assert contents(session.history) == contents(fork.history)
+    assert session.history[-2].text == "three"
+    check_ledger(session)
+
+
+def test_a_session_returns_to_none_of_another_kind():
+    session = talk("one")
+    before = held(session)
+    others = [talk("one"), ChatSession(engine_of(session), cache=CacheConfig(max_kv_size=64)), None]
+    for other in others:
+        with pytest.raises(ConfigurationError, match="same engine and kind of cache"):
+            session.return_to(other)
+    assert held(session) == before
+
+
+def test_a_conversation_that_is_set_is_read_as_far_as_the_cache_lacks_it():
+    session = talk("one", "two", instructions="Be brief.")
+    before = session.conversation
+    session.undo()
+    live = session.stream("three")
+    next(live)
+    session.conversation = before
+    assert live.ended
+    assert session.conversation == before
+    again = fresh(session).respond("four")
+    with session.stream("four") as reply:
+        assert "".join(response.text for response in reply) == again
+    assert 0 < reply.cached_tokens < reply.prompt_tokens
+    check_ledger(session)
+    with pytest.raises(ConfigurationError, match="must be a Conversation, not list"):
+        session.conversation = []
+
+
+def test_what_is_done_about_a_full_context_can_be_changed():
+    session = ChatSession(FakeEngine(say, context_length=90), generation=SHORT)
+    session.respond("one " * 5)
+    fork = session.fork()
+    with pytest.raises(ContextLengthError):
+        session.respond("two " * 12)
+    session.on_overflow = "drop-oldest"
+    session.respond("two " * 12)
+    assert session.on_overflow == "drop-oldest"
+    assert len(session.history) == 2
+    assert fork.on_overflow == "error"
+    with pytest.raises(ContextLengthError):
+        fork.respond("two " * 12)
+    with pytest.raises(ConfigurationError, match="on_overflow must be"):
+        session.on_overflow = "sometimes"
+    assert session.on_overflow == "drop-oldest"
 
 
 @pytest.mark.parametrize("trimmable", [True, False])
