@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from .checks import named_arguments
 from .engine import Diagnosis
 from .errors import ConfigurationError, ModelNotFoundError
-from .names import DEFAULT_MODEL, find
+from .names import ALIASES, DEFAULT_MODEL, find
 
 if TYPE_CHECKING:
     from .mlx.engine import MlxEngine
@@ -80,9 +80,13 @@ def load(
             f"A model's name must be a string or a path, not {name!r}.",
             remedy=f"Pass one, such as {DEFAULT_MODEL!r}.",
         )
-    loaded = _import(module).load(find(os.fspath(name)), revision=revision)
+    found = find(os.fspath(name))
+    loaded = _import(module).load(found, revision=revision)
     # As the caller, or a shell, spells it: mlx-lm's commands compare it so.
     loaded.source = os.path.expanduser(os.fspath(name))
+    # A session may be continued from another folder. An alias is found anew wherever that is.
+    named = isinstance(found, str) or loaded.source in ALIASES
+    loaded.location = loaded.source if named else str(Path(found).absolute())
     return cast("MlxEngine", loaded)
 
 

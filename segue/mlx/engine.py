@@ -80,6 +80,9 @@ class MlxEngine:
         self.source = self.name
         """What it was loaded as. Prompt cache files have it for mlx-lm's commands, which can load
         folders and repositories by it."""
+        self.location = ""
+        """What loads it from any folder: an absolute path, an alias or a repository; empty if that
+        is unknown."""
         self.recommended = GenerationConfig()
         """The settings of replies that the model's publisher recommends, where its files name any:
         ``ChatSession(engine, generation=engine.recommended)``."""

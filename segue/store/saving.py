@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from ..conversation import Conversation
 from ..engine import Engine, StoredState
@@ -46,7 +47,7 @@ def write_session(
     texts = {
         "settings": settings.to_json(),
         "usage": usage_to_json(usage),
-        "origin": Origin(engine.source, engine.fingerprint, datetime.now(UTC)).to_json(),
+        "origin": Origin(_source(engine), engine.fingerprint, datetime.now(UTC)).to_json(),
     }
     if ledger is not None:
         texts["tokens"] = ledger_to_json(ledger)
@@ -61,3 +62,15 @@ def write_session(
         lock.release()
         raise
     return lock
+
+
+@runtime_checkable
+class _Located(Protocol):
+    """An engine that knows what loads it from any folder."""
+
+    location: str
+
+
+def _source(engine: Engine) -> str:
+    """Return a name by which the model can be loaded again."""
+    return (isinstance(engine, _Located) and engine.location) or engine.source

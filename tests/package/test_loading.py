@@ -49,6 +49,34 @@ def test_a_folder_that_mlx_lm_loads(folder):
     assert reply.cached_tokens == before
 
 
+def test_a_saved_session_says_where_the_model_is_from_any_folder(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "model").symlink_to(folder)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("model", "./model", "elsewhere/../model", "~/model", "org/model", str(folder)):
+        engine = segue.load(name)
+        assert engine.source == name
+        monkeypatch.chdir(elsewhere)
+        ChatSession(engine).save("talk.segue")
+        source = segue.SessionFile.read("talk.segue").origin.source
+        assert segue.load(source).fingerprint == engine.fingerprint
+        monkeypatch.chdir(tmp_path)
+
+
+def test_an_alias_or_a_repository_is_saved_as_it_is(folder, tmp_path, monkeypatch):
+    module = sys.modules["segue.mlx.loading"]
+    make = module.load
+    monkeypatch.setattr(module, "load", lambda found, revision: make(folder, revision=revision))
+    monkeypatch.setattr("segue.loading.find", lambda name: folder if name == "smollm2" else name)
+    for name in ("smollm2", "org/repository"):
+        with ChatSession(segue.load(name)) as session:
+            session.save(tmp_path / "talk.segue")
+        assert segue.SessionFile.read(tmp_path / "talk.segue").origin.source == name
+
+
 def test_a_name_may_be_a_string_or_a_path(folder):
     assert segue.load(str(folder)).name == segue.load(folder).name
 
