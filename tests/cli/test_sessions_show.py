@@ -74,7 +74,12 @@ def test_export_as_json(capsys, tmp_path):
             {
                 "role": "assistant",
                 "content": "",
-                "tool_calls": [CALL],
+                "tool_calls": [
+                    {
+                        "type": "function",
+                        "function": {"name": "clock", "arguments": '{"zone": "é"}'},
+                    }
+                ],
                 "reasoning_content": "I look\nat it.",
             },
             {"role": "tool", "content": "noon", "name": "clock", "tool_call_id": "7"},
@@ -82,6 +87,8 @@ def test_export_as_json(capsys, tmp_path):
         ]
     }
     assert "é" in out
+    read = [Message.from_dict(entry) for entry in json.loads(out)["messages"]]
+    assert read == [Message.system("Be brief."), *TOOLS]
     path = tmp_path / "é.json"
     path.write_text("old")
     assert shown(capsys, "sessions", "export", "trip", "--format", "json", "-o", str(path)) == ""

@@ -9,12 +9,20 @@ from typing import TYPE_CHECKING
 import click
 
 from ...errors import SessionFileError, cause
-from ...files.atomic import replacing
+from ...files.atomic import writing
 from ...files.lock import FileLock
+from ...files.path import writing_remedy
 from ...store.session_file import SessionFile
 from ..groups import FilePath
 from ..output.streams import ask, write, write_remark
-from .folder import ENDING, existing_path, lock_session, saved_sessions, session_names
+from .folder import (
+    ENDING,
+    composed,
+    existing_path,
+    lock_session,
+    saved_sessions,
+    session_names,
+)
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -32,7 +40,7 @@ def complete_name(
         names = session_names()
     except SessionFileError:
         return []
-    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    return [CompletionItem(name) for name in names if name.startswith(composed(incomplete))]
 
 
 name_argument = click.argument("name", metavar="NAME", shell_complete=complete_name)
@@ -100,12 +108,11 @@ def export(name: str, form: str, output: Path | None) -> None:
         write(text)
         return
     try:
-        with replacing(output) as temporary:
+        with writing(output) as temporary:
             temporary.write_text(text, encoding="utf-8")
     except (OSError, ValueError) as error:
         raise click.ClickException(
-            f"{output} can't be written: {cause(error)}. Choose a file in a folder that exists and "
-            "that you may write to."
+            f"{output} can't be written: {cause(error)}. {writing_remedy(error)}"
         ) from error
 
 

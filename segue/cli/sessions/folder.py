@@ -35,12 +35,30 @@ def is_path(target: str) -> bool:
 def session_path(target: str) -> Path:
     """The file of a session, by its name or path.
 
+    A file from a Mac may have its accents apart from their letters in its name. It is found by
+    either spelling, unless there is a file of just that name.
+
     Raises:
         ConfigurationError: if `target` is neither a path nor a valid name.
     """
-    if not is_path(target):
-        return sessions_folder() / (check_name(target) + ENDING)
-    return expanded(target)
+    if is_path(target):
+        path = expanded(target)
+    else:
+        path = sessions_folder() / (check_name(target) + ENDING)
+    if path.name.isascii() or os.path.lexists(path):
+        return path
+    try:
+        files = os.listdir(path.parent)
+    except (OSError, ValueError):
+        return path
+    return next(
+        (path.with_name(file) for file in files if composed(file) == composed(path.name)), path
+    )
+
+
+def composed(name: str) -> str:
+    """A name with its accents as part of their letters, as people type them."""
+    return unicodedata.normalize("NFC", name)
 
 
 def expanded(path: str) -> Path:
@@ -63,7 +81,7 @@ def check_name(name: str) -> str:
     Raises:
         ConfigurationError: if the name is not valid.
     """
-    name = unicodedata.normalize("NFC", name)
+    name = composed(name)
     plain = all(
         character in PUNCTUATION or unicodedata.category(character)[0] in "LMN"
         for character in name
@@ -185,10 +203,10 @@ def saved_sessions() -> list[SavedSession]:
         SessionFileError: if the folder can't be read.
     """
     sessions = []
-    folder = sessions_folder()
-    for name in session_names():
+    for file in _session_files():
         try:
-            sessions.append(SavedSession.look_up(name, folder / (name + ENDING)))
+            name = composed(file.name.removesuffix(ENDING))
+            sessions.append(SavedSession.look_up(name, file))
         except FileNotFoundError:
             continue  # deleted at this moment, or a link that leads nowhere
     return sorted(sessions, key=lambda session: session.saved, reverse=True)
@@ -200,6 +218,15 @@ def session_names() -> list[str]:
     Raises:
         SessionFileError: if the folder can't be read.
     """
+    return sorted({composed(file.name.removesuffix(ENDING)) for file in _session_files()})
+
+
+def _session_files() -> list[Path]:
+    """The files of all sessions in the folder, by name.
+
+    Raises:
+        SessionFileError: if the folder can't be read.
+    """
     folder = sessions_folder()
     try:
         files = os.listdir(folder)
@@ -207,8 +234,8 @@ def session_names() -> list[str]:
         return []
     except OSError as error:
         raise unusable(folder, "read", error) from error
-    return sorted(
-        file.removesuffix(ENDING)
-        for file in files
+    return [
+        folder / file
+        for file in sorted(files)
         if file.endswith(ENDING) and not file.startswith(".")
-    )
+    ]

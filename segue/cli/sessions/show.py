@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 
@@ -40,13 +39,8 @@ def to_markdown(conversation: Conversation) -> str:
 
 
 def to_json(conversation: Conversation) -> str:
-    """A conversation as JSON, with messages as chat APIs take them."""
-    messages = []
-    for message in all_messages(conversation):
-        entry: dict[str, Any] = message.to_dict()
-        if message.tool_calls:
-            entry["tool_calls"] = [call.to_template() for call in message.tool_calls]
-        messages.append(entry)
+    """A conversation as JSON of the OpenAI shape; `Message.from_dict` reads its messages."""
+    messages = [message.to_dict() for message in all_messages(conversation)]
     return json.dumps({"messages": messages}, ensure_ascii=False, indent=2) + "\n"
 
 
