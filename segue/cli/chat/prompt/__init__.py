@@ -1,0 +1,1 @@
+"""The prompt that a person types at, and the terminal around it."""
