@@ -17,7 +17,7 @@ from kit.dated import LONG_AGO, Dated
 from kit.probe import engine_of
 from segue import ChatSession, GenerationConfig, GenerationResponse, Message
 from segue.cli.chat.chat import TerminalChat
-from segue.cli.chat.commands import COMMANDS, conversation, general, sessions
+from segue.cli.chat.commands import COMMANDS, conversation, general, sessions, settings
 from segue.cli.chat.commands import command as command_module
 from segue.cli.chat.idle import CHUNK, reading_ahead
 from segue.cli.chat.statistics import turn_line, usage_table
@@ -198,7 +198,7 @@ def test_commands():
     assert "There is no command /nope; /help lists them." in shown
     assert "user:" in shown
     assert "tokens generated" in shown
-    assert session.history[-2].content == "/x"
+    assert session.history[-2].content == "//x"
     cleared, session = converse("hi", "/clear", "/help")
     assert session.history == ()
     for command in COMMANDS.values():
@@ -209,8 +209,8 @@ def test_commands():
 def test_the_example_of_a_command_runs_and_no_name_is_taken_twice():
     assert doctest.testmod(command_module).attempted > 1
     assert doctest.testmod(command_module).failed == 0
-    tables = (conversation.COMMANDS, sessions.COMMANDS, general.COMMANDS)
-    assert sum(map(len, tables)) == len(COMMANDS) == 14
+    tables = (conversation.COMMANDS, settings.COMMANDS, sessions.COMMANDS, general.COMMANDS)
+    assert sum(map(len, tables)) == len(COMMANDS) == 19
 
 
 def test_a_chat_tells_what_it_has_cost():

@@ -85,13 +85,15 @@ def test_retry_gives_another_reply_as_a_turn():
 @pytest.mark.parametrize("command", ["/clear", "/history", "/retry", "/help", "/stats", "/quit"])
 def test_a_command_that_takes_nothing_refuses_what_follows_it(command):
     chat = talk("hi", f"{command} now", "ho")
-    assert told(chat)[1] == f"{command} takes nothing after it: {command}"
+    told_first, _, hint = told(chat)[1].partition(". ")
+    assert told_first == f"{command} takes nothing after it: {command}"
+    assert hint == f"To send it as a message: /say {command} now"
     assert contents(chat.session.history) == ["hi", "a", "ho", "b"]
 
 
 def test_at_temperature_0_the_reply_would_be_the_same():
     chat = talk("hi", "/retry", "ho")
-    assert told(chat)[1].startswith("At temperature 0 the reply would be the same again; /save ")
+    assert told(chat)[1].startswith("At temperature 0 the reply would be the same again; try /set ")
     assert contents(chat.session.history) == ["hi", "a", "ho", "b"]
 
 
@@ -150,7 +152,9 @@ class Picky(ToyTokenizer):
 
 def test_an_edit_that_the_template_refuses_changes_nothing():
     chat = talk("hi", "/edit no", "ho", engine=FakeEngine(letters(), tokenizer=Picky()))
-    assert told(chat) == ["a", "It won't have that. Say something else.", "b"]
+    a, refused, b = told(chat)
+    assert (a, b) == ("a", "b")
+    assert refused.startswith("It won't have that. /undo takes back the last turn")
     assert contents(chat.session.history) == ["hi", "a", "ho", "b"]
 
 
@@ -195,6 +199,8 @@ def test_branches_go_their_own_ways():
         "c",
         "Über uns 2: 2 turns.",
         "Name a branch (main, Über uns 2): /switch NAME",
+        "Not saved: main (2 turns), Über uns 2 (2 turns). /switch NAME and /save NAME keep one; "
+        "/quit again leaves.",
     ]
     assert contents(chat.session.history) == ["hi", "a", "ho", "b"]
     chat.branches.switch("main")

@@ -21,8 +21,7 @@ What does not work
       ends, and two sessions in one process would overwrite each other's turns.
     - Saving whenever a session is another object, or after every command: most commands change
       nothing, and a file with a long KV cache takes seconds to write. So a branch compares what a
-      command may change (history, instructions, number of turns) with what was saved last. Changes
-      of settings are not noticed; no command makes any.
+      command may change (conversation, settings, number of turns) with what was saved last.
 """
 
 from __future__ import annotations
@@ -47,6 +46,7 @@ from ..sessions.folder import (
     session_path,
 )
 from ..words import age, count
+from .changes import Changes
 
 FIRST = "main"
 
@@ -68,6 +68,7 @@ class Branch:
         session: The conversation; ``None`` while the chat is in another branch, for a branch with a
             file.
         saved: The saved session that the branch was last opened from.
+        changes: What commands took away from the conversation.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Branch:
         self.name = name
         self.path = path
         self.saved = saved
+        self.changes = Changes()
         self._lock = lock
         self._saved_state = self._state()
 
@@ -129,6 +131,7 @@ class Branch:
     def leave(self) -> None:
         """Close the session if it is in a file, so that other processes may open it."""
         if self.path is not None and self.path.exists():
+            self.changes.drop_forks()
             self.close()
             self.session = None
 
@@ -148,7 +151,8 @@ class Branch:
         session = self.session
         if session is None:
             return None
-        return session.history, session.instructions, len(session.usage.turns)
+        turns = len(session.usage.turns)
+        return session.conversation, session.generation, session.on_overflow, turns
 
 
 class Branches:
@@ -177,6 +181,20 @@ class Branches:
     def names(self) -> list[str]:
         """The names of the branches, oldest first."""
         return list(self._branches)
+
+    @property
+    def unsaved(self) -> list[Branch]:
+        """The branches that end with the chat, although something was said in them.
+
+        Empty if the chat has but one branch: whoever leaves that one sees it.
+        """
+        if len(self._branches) == 1:
+            return []
+        return [
+            branch
+            for branch in self._branches.values()
+            if branch.path is None and branch.session and branch.session.history
+        ]
 
     def save_changes(self) -> None:
         """Save the current branch, if it has a file and changed.

@@ -2,13 +2,15 @@
 
 How it works
     The chat goes in rounds. Each asks for a line (meanwhile the model reads ahead, see `idle`),
-    runs it as a slash command or a turn, and saves the branch if it has a file and changed. An
-    error ends its round only: it is printed in red, and the chat asks for the next line. An
-    EOFError alone (Ctrl-D, ``/quit``) ends the chat.
+    runs it as a slash command or a turn (see `commands.line`), and saves the branch if it has a
+    file and changed. An error ends its round only: it is printed in red, and the chat asks for the
+    next line. An EOFError (Ctrl-D, ``/quit``) ends the chat; the first one only says so if branches
+    would be lost.
 
     What Ctrl-C does depends on when it comes. While the person types: the line is dropped. While a
     reply is shown: the reply ends, and its text so far is in the history. While a session is saved
-    or opened: `Branches` finishes that first. In a command: the command ends.
+    or opened: `Branches` finishes that first. In a command: the command ends. A signal that asks
+    the process to end does the same (see `process.termination`), and then ends the chat.
 
 What does not work
     - Letting a stopped reply be closed by garbage collection. The line below a reply shows the
@@ -21,33 +23,45 @@ What does not work
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from time import perf_counter
+from typing import Protocol
 
 from rich.console import Console
 
+from ...conversation import turns_taken
 from ...errors import SegueError
 from ...interrupt import InterruptHold
-from ...response import GenerationResponse, TextKind
+from ...response import FinishReason, GenerationResponse, TextKind
 from ...session import ChatSession
 from ...turn.reply import Reply
 from ..output.screen import show_remark
+from ..process.termination import is_ending, stop_if_ending
+from ..remedies import for_person
+from ..words import count
 from .branches import Branches
 from .commands.command import BeginReply, Command
+from .commands.line import Called, Refused, read
 from .idle import reading_ahead
 from .markdown import MarkdownStream
-from .prompter import Prompter
-from .statistics import turn_line
-from .terminal import quiet_input
+from .statistics import cut_note, dropped_note, turn_line
 
 # Below this many tokens, a prompt is read before anybody could look at its progress.
 TOKENS_WORTH_PROGRESS = 64
 
-# A slash command, and the text after it.
-SLASHED = re.compile(r"/(\S*)(.*)", re.DOTALL)
+
+class AsksForText(Protocol):
+    """What asks the person for the next line, or lines."""
+
+    def ask(self) -> str:
+        """Return what the person typed.
+
+        Raises:
+            KeyboardInterrupt: if the person pressed Ctrl-C.
+            EOFError: if the person pressed Ctrl-D.
+        """
 
 
 class TerminalChat:
@@ -65,7 +79,7 @@ class TerminalChat:
         self,
         branches: Branches,
         console: Console,
-        prompter: Prompter,
+        prompter: AsksForText,
         commands: Mapping[str, Command],
         *,
         read_ahead: bool = True,
@@ -77,6 +91,8 @@ class TerminalChat:
         self._complete: object = None
         self._read_ahead = read_ahead
         self._prompter = prompter
+        # True if the person wanted to leave, and was told what would be lost.
+        self._warned = False
 
     @property
     def session(self) -> ChatSession:
@@ -95,9 +111,12 @@ class TerminalChat:
     def run(self) -> None:
         """Converse until Ctrl-D or /quit."""
         try:
-            with suppress(EOFError):
-                while True:
+            while not is_ending():
+                try:
                     self._round()
+                except EOFError:
+                    if self._may_leave():
+                        break
         finally:
             self._save(self.branches.close)
 
@@ -114,9 +133,10 @@ class TerminalChat:
         first_token = None
         last: GenerationResponse | None = None
         stopped = False
-        with quiet_input(), MarkdownStream(self.console) as shown:
+        with MarkdownStream(self.console) as shown:
 
             def progress(fed: int, total: int) -> None:
+                stop_if_ending()
                 if total >= TOKENS_WORTH_PROGRESS:
                     shown.note(f"reading {fed:,} of {total:,} tokens …")
 
@@ -124,6 +144,7 @@ class TerminalChat:
             view = _ReplyView(shown)
             try:
                 for response in reply:
+                    stop_if_ending()
                     if first_token is None:
                         first_token = perf_counter() - started
                     last = response
@@ -136,10 +157,20 @@ class TerminalChat:
                     reply.close()
                 view.finish(reply)
         self._complete = None if stopped else self._state()
-        turn = self.session.usage.turns[-1]
+        turn = reply.usage
         line = turn_line(turn, last, first_token, stopped=stopped, reuse=reply.reuse)
         self.note(line)
+        if reply.dropped:
+            self.note(dropped_note(reply.dropped))
+        if reply.finish_reason is FinishReason.LENGTH and not stopped:
+            self.note(cut_note(turn, self.session.generation))
         return last is not None or not stopped
+
+    def say(self, text: str) -> None:
+        """Take a turn with a message."""
+        self._warned = False
+        if not self.answer(partial(self.session.stream, text)):
+            self.note("Your message stays in the conversation, and is read with the next one.")
 
     def _round(self) -> None:
         try:
@@ -150,41 +181,46 @@ class TerminalChat:
         if not text.strip():
             return
         try:
-            if text.startswith("/") and not text.startswith("//"):
-                self._command(text)
-            else:
-                self._turn(text.removeprefix("/"))
+            match read(text, self.commands):
+                case Called(command, argument):
+                    # Only /quit again, at once, leaves in spite of what would be lost.
+                    self._warned &= command.name == "quit"
+                    command.run(self, argument)
+                case Refused(answer):
+                    show_remark(self.console, answer)
+                case said:
+                    self.say(said.text)
         except EOFError:
             raise
         except KeyboardInterrupt:
             pass
         except SegueError as error:
-            self._complain(str(error))
+            self._complain(for_person(error, in_chat=True))
         # A model's code may raise anything, and that ends the turn only.
         except Exception as error:
             self._complain(f"The turn failed ({type(error).__name__}): {error}")
         self._save(self.branches.save_changes)
 
-    def _command(self, text: str) -> None:
-        name, argument = SLASHED.fullmatch(text).groups()  # type: ignore[union-attr]
-        command = self.commands.get(name)
-        if command is None:
-            show_remark(self.console, f"There is no command /{name}; /help lists them.")
-        elif argument.strip() and not command.takes_text:
-            show_remark(self.console, f"/{name} takes nothing after it: {command.usage}")
-        else:
-            command.run(self, argument.strip())
-
-    def _turn(self, text: str) -> None:
-        if not self.answer(partial(self.session.stream, text)):
-            self.note("Your message stays in the conversation, and is read with the next one.")
+    def _may_leave(self) -> bool:
+        """Return False, once, if that would lose branches of the chat; says which."""
+        unsaved = self.branches.unsaved
+        if not unsaved or self._warned or is_ending():
+            return True
+        self._warned = True
+        names = ", ".join(
+            f"{branch.name} ({count(len(turns_taken(branch.session.history)), 'turn')})"
+            for branch in unsaved
+            if branch.session
+        )
+        self.note(f"Not saved: {names}. /switch NAME and /save NAME keep one; /quit again leaves.")
+        return False
 
     def _save(self, save: Callable[[], None]) -> None:
         """Save the session; if that fails, the chat continues."""
         try:
             save()
         except SegueError as error:
-            self._complain(str(error))
+            self._complain(for_person(error, in_chat=True))
         except Exception as error:
             self._complain(f"The session could not be saved ({type(error).__name__}): {error}")
         # The file is complete all the same, and there is nothing else to stop.

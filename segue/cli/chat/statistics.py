@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.table import Table
 from rich.text import Text
 
+from ...config import GenerationConfig
+from ...messages import Message
 from ...response import FinishReason, GenerationResponse
 from ...session import ChatSession
 from ...usage import MissReason, Reuse, TurnUsage
@@ -67,6 +71,30 @@ def missed_words(reuse: Reuse) -> str:
         return ""
     index = reuse.message_index
     return MISSED[reuse.reason].format(place="start" if index is None else f"message {index}")
+
+
+def cut_note(turn: TurnUsage, generation: GenerationConfig) -> str:
+    """Why a reply was cut, and what to do about it.
+
+    Args:
+        turn: The turn's figures.
+        generation: The settings of replies.
+    """
+    # What ends a reply earlier than that is the context.
+    if turn.generated_tokens < generation.max_tokens:
+        return (
+            "The reply was cut, because the model's context is full. /undo or /clear makes room; "
+            "with /set on-overflow drop-oldest, the oldest turns make room by themselves."
+        )
+    return (
+        f"The reply was cut at {count(generation.max_tokens, 'token')}. /continue goes on with it; "
+        "/set max-tokens N allows longer ones."
+    )
+
+
+def dropped_note(dropped: Sequence[Message]) -> str:
+    """What was dropped from a conversation to make room."""
+    return f"The oldest {count(len(dropped), 'message')} made room, and left the conversation."
 
 
 def usage_table(session: ChatSession) -> Table:

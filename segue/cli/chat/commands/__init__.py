@@ -4,7 +4,9 @@ A new command is a function in the module that it belongs to, registered there w
 ``@COMMANDS.add("/name [ARGUMENT]", "help")``.
 """
 
-from . import conversation, general, sessions
+from . import conversation, general, sessions, settings
 from .command import Commands
 
-COMMANDS = Commands(conversation.COMMANDS | sessions.COMMANDS | general.COMMANDS)
+COMMANDS = Commands(
+    conversation.COMMANDS | settings.COMMANDS | sessions.COMMANDS | general.COMMANDS
+)

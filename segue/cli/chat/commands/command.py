@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -55,12 +56,25 @@ class Chat(Protocol):
     def answer(self, begin: BeginReply) -> bool:
         """Show a reply; False if the person stopped it before its first token."""
 
+    def say(self, text: str) -> None:
+        """Take a turn with a message."""
+
 
 Run = Callable[[Chat, str], None]
-"""The code of a command. It gets the text after the command's name, without white space around it.
+"""The code of a command. It gets the text after the command's name, without white space around it;
+a message, as it is.
 
 A `SegueError` that it raises is shown, and ends the command only; an EOFError ends the chat.
 """
+
+
+class Takes(Enum):
+    """What may follow a command's name, by the word for it in its usage."""
+
+    NOTHING = ""
+    NUMBER = "N"
+    TEXT = "TEXT"
+    NAME = "NAME"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +88,15 @@ class Command:
     run: Run
 
     @property
-    def takes_text(self) -> bool:
-        """True if something may follow the command's name."""
-        return " " in self.usage
+    def name(self) -> str:
+        """The command's name: ``"undo"``."""
+        return self.usage.split()[0].removeprefix("/")
+
+    @property
+    def takes(self) -> Takes:
+        """What may follow the name."""
+        argument = self.usage.partition(" ")[2].strip("[]")
+        return Takes(argument) if argument in {takes.value for takes in Takes} else Takes.NAME
 
 
 class Commands(dict[str, Command]):

@@ -10,7 +10,7 @@ from ....conversation import turns_taken
 from ....errors import HistoryError
 from ....messages import Role
 from ....session import ChatSession
-from ...output.screen import show_remark, show_text
+from ...output.screen import show_remark
 from ...sessions.show import print_history
 from ...words import count
 from .command import Chat, Commands
@@ -26,34 +26,41 @@ def history(chat: Chat, _: str) -> None:
     print_history(chat.console, chat.session.history)
 
 
-@COMMANDS.add("/system [TEXT]", "set the system message, or show it")
-def system(chat: Chat, text: str) -> None:
-    """Set the system message, or show it."""
-    if text:
-        chat.session.instructions = text
-        chat.note("The new system message takes effect with your next message.")
-    else:
-        show_text(chat.console, chat.session.instructions or "There is no system message.")
-
-
 @COMMANDS.add("/clear", "clear the conversation, but not the system message")
 def clear(chat: Chat, _: str) -> None:
     """Clear the conversation."""
-    chat.session.clear()
-    chat.note("The conversation is cleared; the system message stays.")
+    with chat.branches.current.changes.noting(chat.session, "/clear"):
+        chat.session.clear()
+    chat.note("The conversation is cleared; the system message stays. /undo brings it back.")
 
 
-@COMMANDS.add("/undo [N]", "take back the last turn, or the last N turns")
+@COMMANDS.add("/undo [N]", "take back the last turn or change, or the last N turns")
 def undo(chat: Chat, number: str) -> None:
-    """Take back the last turns."""
-    try:
-        turns = int(number or 1)
-    except ValueError:
-        show_remark(chat.console, f"N must be a number, not {number!r}: /undo [N]")
-        return
-    chat.session.undo(turns)
-    left = count(len(turns_taken(chat.session.history)), "turn")
-    chat.note(f"Took back {count(turns, 'turn')}; the conversation has {left}.")
+    """Take back what the last command changed, or the last turns."""
+    changes = chat.branches.current.changes
+    what = None if number else changes.undo(chat.session)
+    if what is None:
+        try:
+            turns = int(number or 1)
+        except ValueError:
+            show_remark(chat.console, f"N must be a number, not {number!r}: /undo [N]")
+            return
+        with changes.noting_undo(chat.session):
+            chat.session.undo(turns)
+        what = count(turns, "turn")
+    chat.note(f"Took back {what}; the conversation has {_turns(chat)}. /redo brings it back.")
+
+
+@COMMANDS.add("/redo", "bring back what /undo took back")
+def redo(chat: Chat, _: str) -> None:
+    """Bring back what was taken back."""
+    what = chat.branches.current.changes.redo(chat.session)
+    again = f"Did {what} again" if what else "Brought it back"
+    chat.note(f"{again}; the conversation has {_turns(chat)}.")
+
+
+def _turns(chat: Chat) -> str:
+    return count(len(turns_taken(chat.session.history)), "turn")
 
 
 @COMMANDS.add("/retry", "replace the last reply with another one")
@@ -64,16 +71,24 @@ def retry(chat: Chat, _: str) -> None:
     if session.generation.temperature == 0:
         if chat.reply_complete:
             chat.note(
-                "At temperature 0 the reply would be the same again; "
-                "/save the session, and continue it with --temperature 0.7."
+                "At temperature 0 the reply would be the same again; try /set temperature 0.7."
             )
             return
     elif session.generation.seed is not None:
         # A seed that no earlier reply to this message had: each of them counted as a turn.
         seed = session.generation.seed + len(session.usage.turns) + 1
         overrides["seed"] = seed % 2**64
-    if not chat.answer(partial(session.stream_retry, **overrides)):
+    with chat.branches.current.changes.noting(session, "/retry"):
+        begun = chat.answer(partial(session.stream_retry, **overrides))
+    if not begun:
         chat.note("The earlier reply stays.")
+
+
+@COMMANDS.add("/continue", "continue a reply that was cut or stopped")
+def continue_reply(chat: Chat, _: str) -> None:
+    """Continue the last reply where it ended."""
+    with chat.branches.current.changes.noting(chat.session, "/continue"):
+        chat.answer(chat.session.stream_continue)
 
 
 @COMMANDS.add("/edit TEXT", "replace your last message, and have it answered")
@@ -89,8 +104,10 @@ def edit(chat: Chat, text: str) -> None:
             "There is no message of yours to edit yet.", remedy="Type it without /edit."
         )
     _check_edit(session, indices[-1], text)
-    session.edit(indices[-1], text)
-    if not chat.answer(session.stream_retry):
+    with chat.branches.current.changes.noting(session, "/edit"):
+        session.edit(indices[-1], text)
+        begun = chat.answer(session.stream_retry)
+    if not begun:
         chat.note("Your message stays in the conversation; /retry answers it.")
 
 

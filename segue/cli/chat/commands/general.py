@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from ...output.screen import show_table
+from ...output.screen import show_remark, show_table
 from ..statistics import usage_table
 from .command import Chat, Commands
 
@@ -17,8 +17,16 @@ def show_help(chat: Chat, _: str) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for command in chat.commands.values():
         table.add_row(command.usage, command.help)
-    table.add_row("//...", "send a message that begins with a slash")
     show_table(chat.console, table)
+
+
+@COMMANDS.add("/say TEXT", "send a message, even one that looks like a command")
+def say(chat: Chat, text: str) -> None:
+    """Send a message."""
+    if not text:
+        show_remark(chat.console, "Give the message: /say TEXT")
+        return
+    chat.say(text)
 
 
 @COMMANDS.add("/stats", "show what the conversation has cost")
