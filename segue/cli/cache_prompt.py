@@ -15,11 +15,14 @@ from ..config import CacheConfig, GenerationConfig
 from ..conversation import Conversation
 from ..engine import Engine
 from ..errors import LostWordsError
+from ..files.atomic import is_written_in_place
 from ..messages import Message
 from ..session import ChatSession
 from ..turn.left_out import LeftOut
 from ..turn.rendering import Renderer
 from .output.streams import write_remark
+from .process.input import decoded
+from .process.streams import is_standard_output
 from .words import count
 
 
@@ -53,11 +56,11 @@ def run(
         )
     seconds = perf_counter() - started
     session.save_cache(output)
-    size = output.stat().st_size / 2**20
-    write_remark(
-        f"{count(fed, 'token')} read in {seconds:.1f} s ({fed / seconds:.1f} tokens/s); "
-        f"{output} has {size:.1f} MiB"
-    )
+    told = f"{count(fed, 'token')} read in {seconds:.1f} s ({fed / seconds:.1f} tokens/s)"
+    if output.is_file():
+        told += f"; {output} has {output.stat().st_size / 2**20:.1f} MiB"
+    # Not in among the bytes, if those go to standard output.
+    write_remark(told, error=is_standard_output(output))
 
 
 def _read(source: str) -> str:
@@ -75,12 +78,7 @@ def _read(source: str) -> str:
         raise click.ClickException(
             f"{source} can't be read: {error.strerror}. Pass a text file, or - for standard input."
         ) from error
-    try:
-        text = data.decode().strip()
-    except UnicodeDecodeError as error:
-        raise click.ClickException(
-            f"{source} must be UTF-8 text, but byte {error.start} is not. Convert the text first."
-        ) from error
+    text = decoded(data, source).strip()
     if not text:
         raise click.ClickException(
             f"{source} has no text, so there is nothing to read. Pass another file."
@@ -106,6 +104,8 @@ def _check_output(output: Path) -> None:
     """Refuse a path that can't be written before minutes go into reading."""
     # The file that a link leads to is the one that is written.
     folder = output.resolve().parent
+    if is_written_in_place(output) and os.access(output, os.W_OK):
+        return
     if output.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise click.ClickException(
             f"{output} can't be written. Choose a file in a folder that exists and that you may "

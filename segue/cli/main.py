@@ -6,31 +6,39 @@ import io
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Literal, TextIO
 
 import click
 
 from .. import __version__
 from ..config import CacheConfig, GenerationConfig
-from ..errors import SegueError
+from ..errors import SegueError, cause
 from ..printable import printable
+from .chat.prompt.terminal import is_terminal, quiet_input
 from .groups import FilePath, GroupedCommand, GroupedOption
 from .options import (
     CACHE_FORM,
     DRAFTS,
+    OVERFLOWS,
+    REPLIES,
     SAMPLING,
     given_settings,
     is_default,
     settings_options,
 )
 from .output.streams import write_remark
+from .process.streams import discard_output, is_about_output
+from .process.termination import ending_on_signals
+from .remedies import for_person, in_their_words
 from .sessions.commands import complete_name, sessions
 
 # MLX and transformers take seconds to import. So the modules that need them are imported inside the
 # commands, and --help or a wrong option answers at once.
 
 FAILURE = 2
+CUT_OFF = 1
 INTERRUPTED = 130
 
 MODEL, SESSION = "Model", "Session"
@@ -65,7 +73,7 @@ file = FilePath()
     group=SESSION,
     default=None,
     metavar="TEXT",
-    help="The system message: who the model is, and how it should answer.",
+    help="The system message: who the model is, and how it should answer; '' for none.",
 )
 @click.option(
     "--session",
@@ -94,6 +102,23 @@ file = FilePath()
     is_flag=True,
     help="Use the settings that the model's publisher recommends, except those given here.",
 )
+@click.option(
+    "--lines",
+    cls=GroupedOption,
+    group=SESSION,
+    is_flag=True,
+    help="Answer each line of standard input by itself, as soon as it comes.",
+)
+@click.option(
+    "--on-overflow",
+    cls=GroupedOption,
+    group=REPLIES,
+    type=click.Choice(OVERFLOWS),
+    default=None,
+    metavar="HOW",
+    help="If the context is full: error refuses the message, drop-oldest drops the oldest turns.  "
+    "[default: error]",
+)
 @settings_options(generation=GenerationConfig, cache=CacheConfig)
 @click.option(
     "--draft",
@@ -110,6 +135,8 @@ def chat(
     system: str | None,
     session: str | None,
     prompt_cache: Path | None,
+    lines: bool,
+    on_overflow: Literal["error", "drop-oldest"] | None,
     draft: str | None,
     recommended: bool,
     generation: GenerationConfig,
@@ -117,8 +144,8 @@ def chat(
 ) -> None:
     """Talk with a model in the terminal.
 
-    If standard input or output is not a terminal, each line of input is answered in plain text,
-    without slash commands.
+    If standard input is not a terminal, all of it is one message, which is answered in plain text,
+    without slash commands. With --lines, each line is one.
 
     A saved session keeps its own model and settings, except those given here. If the model or the
     kind of KV cache changes, the saved cache is dropped and the conversation is read again.
@@ -128,12 +155,23 @@ def chat(
             "--session and --cache can't be used together, because a saved session has its own KV "
             "cache. Leave one of them out."
         )
-    from .chat.run import run
-    from .chat.start import Start
+    # What the next lines import takes a while, and somebody may be typing already.
+    with quiet_input() if is_terminal() else nullcontext():
+        from .chat.run import run
+        from .chat.start import Start
 
-    start = Start(system, prompt_cache, draft, session, given_settings(context), recommended)
-    chosen = None if session is not None and is_default(context, "model") else model
-    run(chosen, start, generation, cache)
+        start = Start(
+            system,
+            prompt_cache,
+            draft,
+            session,
+            given_settings(context),
+            recommended,
+            lines=lines,
+            on_overflow=on_overflow,
+        )
+        chosen = None if session is not None and is_default(context, "model") else model
+        run(chosen, start, generation, cache)
 
 
 @cli.command(name="cache-prompt", cls=GroupedCommand)
@@ -182,27 +220,43 @@ def main(arguments: Sequence[str] | None = None) -> None:
         # Neither bytes that aren't text, nor characters that the terminal can't show, are fatal.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    with ending_on_signals():
+        sys.exit(_run(arguments))
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    """Run the command line, and return the exit status."""
     try:
         code = cli.main(args=arguments, prog_name="segue", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.exceptions.NoArgsIsHelpError as error:
         write_remark(error.format_message())
-        sys.exit(FAILURE)
+        return FAILURE
     except click.ClickException as error:
-        _complain(error.format_message())
+        return _complain(error.format_message())
     except SegueError as error:
-        _complain(str(error))
+        return _complain(for_person(error))
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(INTERRUPTED)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # Whoever reads the output has enough of it.
+        discard_output()
+        return CUT_OFF
     # The last resort: a bug of ours, or of a library, is one line as well.
     except Exception as error:
-        _complain(f"unexpected error ({type(error).__name__}): {error}")
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+        if is_about_output(error):
+            discard_output()
+            return _complain(f"The output could not be written: {cause(error)}.")
+        return _complain(f"unexpected error ({type(error).__name__}): {error}")
+    return code if isinstance(code, int) else 0
 
 
-def _complain(message: str) -> None:
-    write_remark("segue: " + " ".join(printable(message).split()), error=True)
-    sys.exit(FAILURE)
+def _complain(message: str) -> int:
+    # Nobody may be there any more to read it.
+    with suppress(OSError):
+        write_remark("segue: " + " ".join(printable(message).split()), error=True)
+    return FAILURE
 
 
 def _show_warning(
@@ -214,7 +268,8 @@ def _show_warning(
     line: str | None = None,
 ) -> None:
     """Print a warning as one line, without the line of code that means nothing to a user."""
-    write_remark(f"segue: {message}", error=True)
+    with suppress(OSError):
+        write_remark(f"segue: {in_their_words(str(message))}", error=True)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from ..config import GenerationConfig
+from ..errors import ConfigurationError
 from .groups import GroupedOption
 
 # Fields without an option: code can't be passed on a command line, and a chat does not show
@@ -89,6 +92,9 @@ OPTIONS = {
     ),
 }
 
+# What may be done about a full context; see ChatSession.
+OVERFLOWS = ("error", "drop-oldest")
+
 # Fields that decide what a KV cache holds. A cache made with one value serves no other.
 CACHE_FORM = ("kv_bits", "kv_group_size", "quantized_kv_start", "max_kv_size")
 
@@ -140,6 +146,56 @@ def option_name(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def reply_settings() -> list[str]:
+    """The settings of replies that a chat can change, by the names of their options."""
+    fields = {field.name for field in dataclasses.fields(GenerationConfig)}
+    # A chat has no form for numbers by token.
+    names = [name for name in OPTIONS if name in fields and name != "logit_bias"]
+    return [option_name(name).removeprefix("--") for name in names]
+
+
+def parsed_setting(name: str, value: str) -> tuple[str, Any]:
+    """Read a setting of replies as a chat has it.
+
+    Examples:
+        >>> parsed_setting("top-k", "40")
+        ('top_k', 40)
+
+    Args:
+        name: One of `reply_settings`.
+        value: The value; ``"off"`` for the default.
+
+    Returns:
+        The field of `GenerationConfig`, and its value.
+
+    Raises:
+        ConfigurationError: if there is no such setting, or it can't have that value.
+    """
+    if name not in reply_settings():
+        near = difflib.get_close_matches(name, reply_settings(), n=1)
+        raise ConfigurationError(
+            f"Replies have no setting {name!r}.",
+            remedy=f"Did you mean {near[0]}?" if near else "/set lists them.",
+        )
+    field = GenerationConfig.__dataclass_fields__[name.replace("-", "_")]
+    if value == "off":
+        return field.name, field.default
+    if field.name == "stop":
+        return field.name, (value,)
+    kind = int if _is_whole(field) else float
+    try:
+        return field.name, kind(value)
+    except ValueError:
+        wanted = "a whole number" if kind is int else "a number"
+        raise ConfigurationError(
+            f"The setting {name} must be {wanted}, not {value!r}.", remedy=f"/set {name} NUMBER"
+        ) from None
+
+
+def _is_whole(field: dataclasses.Field[Any]) -> bool:
+    return "int" in str(field.type)
+
+
 def given_settings(context: click.Context) -> frozenset[str]:
     """The fields whose options were given, and not taken from their defaults."""
     return frozenset(name for name in OPTIONS if not is_default(context, name))
@@ -165,7 +221,7 @@ def _option(field: dataclasses.Field[Any]) -> Callable[[Command], Command]:
         form = {"default": field.default}
     else:
         default = CHAT_DEFAULTS.get(field.name, field.default)
-        whole = "int" in str(field.type)
+        whole = _is_whole(field)
         form = {"type": int if whole else float, "metavar": "N" if whole else "NUMBER"}
         form |= {"default": default, "show_default": default is not None}
     form = {"metavar": METAVARS.get(field.name), **form}

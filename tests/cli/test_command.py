@@ -63,8 +63,8 @@ def test_every_setting_has_an_option(capsys):
 # The options of a chat by the groups of its help.
 GROUPS = {
     "Model": ["--model"],
-    "Session": ["--system", "--session", "--cache"],
-    "Replies": ["--max-tokens", "--stop", "--stop-in-reasoning"],
+    "Session": ["--system", "--session", "--cache", "--lines"],
+    "Replies": ["--on-overflow", "--max-tokens", "--stop", "--stop-in-reasoning"],
     "Sampling": ["--recommended", "--temperature", "--top-p", "--min-p", "--min-tokens-to-keep",
                  "--top-k", "--xtc-probability", "--xtc-threshold", "--seed"],
     "Penalties": ["--repetition-penalty", "--repetition-context-size", "--presence-penalty",
@@ -205,10 +205,10 @@ def test_what_is_wrong_is_told_in_one_line(capsys, arguments, told):
     assert told in complaint(capsys, *arguments)
 
 
-def test_without_a_terminal_each_line_is_answered_plainly(capsys, monkeypatch):
+def test_with_lines_each_line_is_answered_plainly(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n\n  ho\n"))
     monkeypatch.setattr("segue.loading.load", lambda name: FakeEngine(["hello", "*fine*"]))
-    assert run("chat") == 0
+    assert run("chat", "--lines") == 0
     assert capsys.readouterr() == ("hello\n*fine*\n", "")
 
 
@@ -243,7 +243,7 @@ def test_doctor_tells_a_machine_without_a_good_blas_what_to_do(capsys, monkeypat
 @pytest.mark.parametrize(
     ("command", "code"),
     [
-        (r"printf '\xff\n' | segue chat --max-tokens 1", 0),
+        (r"printf '\xff\n' | segue chat --max-tokens 1", 2),
         ("echo é | PYTHONIOENCODING=ascii segue chat --max-tokens 4", 0),
         ("segue chat <&-", 0),
         ("echo hi | segue chat --kv-bits 3 --kv-group-size 128 --quantized-kv-start 0", 2),

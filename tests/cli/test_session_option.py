@@ -49,7 +49,7 @@ def test_a_piped_session_goes_on(capsys, piped):
     piped("hi\n", engine)
     assert shown(capsys, "chat", "--session", "trip") == "a\n"
     piped("ho\nhe\n", engine)
-    assert shown(capsys, "chat", "--session", "trip") == "b\nc\n"
+    assert shown(capsys, "chat", "--session", "trip", "--lines") == "b\nc\n"
     file = SessionFile.read(session_path("trip"))
     assert contents(file.history) == ["hi", "a", "ho", "b", "he", "c"]
     assert file.usage.turns[1].cached_tokens > 0
@@ -64,7 +64,7 @@ def test_each_piped_line_is_saved(capsys, piped, monkeypatch):
         ChatSession, "save", lambda self, path: saves.append(len(self.history)) or save(self, path)
     )
     piped("hi\n\nho\n", FakeEngine(letters()))
-    shown(capsys, "chat", "--session", "trip")
+    shown(capsys, "chat", "--session", "trip", "--lines")
     assert saves == [2, 4]
 
 
@@ -77,7 +77,7 @@ def test_a_path_does_as_well(capsys, piped, tmp_path):
 
 def test_a_model_that_fails_leaves_what_was_said(capsys, piped):
     piped("hi\nho\nhe\n", FakeEngine(letters(), fail_at=[5]))
-    assert run("chat", "--session", "trip") == 2
+    assert run("chat", "--session", "trip", "--lines") == 2
     assert capsys.readouterr().err.startswith("segue: The fake model failed in forward pass 5")
     assert contents(SessionFile.read(session_path("trip")).history) == ["hi", "a", "ho", ""]
 
@@ -88,7 +88,7 @@ def test_a_piped_session_that_can_not_be_saved_answers_all_the_same(capsys, pipe
 
     monkeypatch.setattr("segue.store.session_layout.replacing", full)
     piped("hi\nho\n", FakeEngine(letters()))
-    assert run("chat", "--session", "trip") == 2
+    assert run("chat", "--session", "trip", "--lines") == 2
     out, err = capsys.readouterr()
     assert out == "a\nb\n"
     assert err.count("could not be written: No space left on device.") == err.count("\n") == 3
@@ -114,7 +114,7 @@ def test_a_model_that_is_named_is_taken(capsys, piped):
 def test_a_model_that_is_not_known_is_the_usual_one(capsys, piped):
     write("trip", model="")
     piped("", FakeEngine())
-    shown(capsys, "chat", "--session", "trip")
+    shown(capsys, "chat", "--session", "trip", "--lines")
     assert piped.loaded == ["smollm2"]
 
 
@@ -225,7 +225,7 @@ def test_a_new_session_takes_any_cache_settings(capsys, piped):
     assert shown(capsys, "chat", "--session", "trip", "--max-kv-size", "64") == "a\n"
     write("empty")
     piped("", FakeEngine(letters()))
-    assert shown(capsys, "chat", "--session", "empty", "--max-kv-size", "64") == ""
+    assert shown(capsys, "chat", "--session", "empty", "--max-kv-size", "64", "--lines") == ""
 
 
 @pytest.mark.filterwarnings("always")

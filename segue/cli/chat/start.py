@@ -24,11 +24,14 @@ from ...session import ChatSession
 from ...store.prompt_cache import load_prompt_cache
 from ...store.session_file import SessionFile
 from ..options import CACHE_FORM, option_name
+from ..process.input import without_mark
 from ..sessions.folder import SavedSession, check_target, lock_session, session_path
 from .branches import FIRST, Branch, Branches
+from .commands.settings import set_instructions
 
 PROMPT_LOOKUP: Literal["prompt-lookup"] = "prompt-lookup"
 
+OverflowPolicy = Literal["error", "drop-oldest"]
 Draft = Engine | Literal["prompt-lookup"]
 Settings = TypeVar("Settings", GenerationConfig, CacheConfig)
 
@@ -99,6 +102,10 @@ class Start:
     """The settings that were given. A saved session keeps its own values of the others."""
     recommended: bool = False
     """Whether to use what the model's publisher recommends, where nothing was given."""
+    lines: bool = False
+    """True if each line of standard input is a message, and not all of it is one."""
+    on_overflow: OverflowPolicy | None = None
+    """What to do about a full context; ``None`` for what a saved session does."""
 
     def claim(self) -> Claim | None:
         """Claim the session, if one is named; errors are those of `Claim.take`."""
@@ -130,7 +137,7 @@ class Start:
         }
         generation = replace(generation, **advice)
         given = {**advice, **self._given(generation)}
-        opener = Opener(engine, given, self._given(cache), draft)
+        opener = Opener(engine, given, self._given(cache), draft, self.on_overflow)
         if claim is not None and claim.saved is not None:
             session = opener(claim.saved)
         else:
@@ -138,10 +145,19 @@ class Start:
             if self.prompt_cache is not None:
                 prompt_cache = load_prompt_cache(self.prompt_cache, engine)
             session = ChatSession(
-                engine, generation=generation, cache=cache, draft=draft, prompt_cache=prompt_cache
+                engine,
+                generation=generation,
+                cache=cache,
+                draft=draft,
+                prompt_cache=prompt_cache,
+                on_overflow=self.on_overflow or "error",
             )
         if self.system is not None:
-            session.instructions = self.system
+            try:
+                set_instructions(session, without_mark(self.system) or None)
+            except BaseException:
+                session.close()
+                raise
         if claim is None:
             return Branches(Branch(session, FIRST), opener)
         first = Branch(session, claim.name, claim.path, claim.lock, claim.saved)
@@ -199,6 +215,8 @@ class Opener:
     """The settings of the KV cache that were given, by name."""
     draft: Draft | None = None
     """The draft; ``None`` for the session's own."""
+    on_overflow: OverflowPolicy | None = None
+    """What to do about a full context; ``None`` for what the session does."""
 
     def __call__(self, saved: SavedSession) -> ChatSession:
         """Open a session.
@@ -216,6 +234,8 @@ class Opener:
         overrides: dict[str, Any] = {} if self.draft is None else {"draft": self.draft}
         if cache != before:
             overrides["cache"] = cache
+        if self.on_overflow is not None:
+            overrides["on_overflow"] = self.on_overflow
         session = ChatSession.open(saved.path, self.engine, **overrides)
         try:
             session.generation = _with_given(session.generation, self.generation)
