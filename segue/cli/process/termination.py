@@ -34,6 +34,7 @@ from types import FrameType
 SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 _received: int | None = None
+_finishing = False
 
 
 def is_ending() -> bool:
@@ -48,11 +49,11 @@ def ending_on_signals() -> Iterator[None]:
     A signal that is ignored, as by ``nohup``, stays ignored. In other threads than the main one,
     nothing is changed.
     """
-    global _received
+    global _received, _finishing
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    _received = None
+    _received, _finishing = None, False
     before = {number: signal.getsignal(number) for number in [*SIGNALS, signal.SIGINT]}
     for number in SIGNALS:
         if before[number] is signal.SIG_DFL:
@@ -62,6 +63,7 @@ def ending_on_signals() -> Iterator[None]:
     try:
         yield
     finally:
+        _finishing = True  # a signal that comes from here on is only remembered
         for number, handler in before.items():
             if signal.getsignal(number) in (_interrupt, _interrupt_if_ending):
                 signal.signal(number, handler)
@@ -74,7 +76,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     # One is enough: a second one must not break off what the first one has begun.
     if _received is None:
         _received = number
-        signal.raise_signal(signal.SIGINT)
+        if not _finishing:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _interrupt_if_ending(number: int, frame: FrameType | None) -> None:
@@ -88,3 +91,5 @@ def _end_by(number: int) -> None:
             stream.flush()
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
+    # The first process of a container has no default action.
+    sys.exit(128 + number)
