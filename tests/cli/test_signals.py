@@ -7,12 +7,14 @@ import os
 import signal
 import time
 
+import pexpect
 import pytest
 
-from kit.chats import contents
+from kit.chats import alone, chat_of, contents
 from kit.spawned import HIDDEN, READY, SHOWN, ended_by, flags, leftovers, pipe, spawn
-from segue import SessionFile
+from segue import ChatSession, SessionFile
 from segue.cli.sessions.folder import session_path, sessions_folder
+from segue.testing import FakeEngine
 
 pytestmark = pytest.mark.usefixtures("data_folder")
 
@@ -22,6 +24,13 @@ BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=la
 def saved() -> list[str]:
     assert leftovers(sessions_folder()) == []
     return contents(SessionFile.read(session_path("trip")).history)
+
+
+def close_window(child: pexpect.spawn) -> None:
+    child.ptyproc.fileobj.close()
+    _, status = os.waitpid(child.pid, 0)
+    child.ptyproc.closed = child.closed = child.terminated = True
+    assert os.WTERMSIG(status) == signal.SIGHUP
 
 
 @BOTH
@@ -59,13 +68,24 @@ def test_a_window_that_is_closed_in_the_middle_of_a_reply():
     child.expect(READY)
     child.send("hi\r")
     child.expect("word word word")
-    child.ptyproc.fileobj.close()
-    _, status = os.waitpid(child.pid, 0)
-    child.ptyproc.closed = child.closed = child.terminated = True
-    assert os.WTERMSIG(status) == signal.SIGHUP
+    close_window(child)
     question, reply = saved()
     assert question == "hi"
     assert reply.startswith("word word word")
+
+
+@pytest.mark.parametrize("said", [False, True])
+def test_a_window_that_is_closed_while_nobody_types(said):
+    child = spawn("--session", "trip", "--max-tokens", "4", pause=0)
+    child.expect(READY)
+    if said:
+        child.send("hi\r")
+        child.expect("tokens/s")
+        child.expect(READY)
+    close_window(child)
+    assert leftovers(sessions_folder()) == []
+    if said:
+        assert saved() == ["hi", "word"]
 
 
 @BOTH
@@ -87,6 +107,7 @@ def test_while_nobody_types(number):
     child.expect("half a mess")
     child.kill(number)
     assert ended_by(child) is number
+    assert flags(child) == (True, True, True)
     assert leftovers(sessions_folder()) == []
 
 
@@ -172,6 +193,13 @@ def test_a_signal_that_is_ignored_stays_ignored():
     assert len(saved()[1]) > 50
 
 
+def test_a_ctrl_c_that_was_lost_stops_the_reply_all_the_same(monkeypatch):
+    monkeypatch.setattr("segue.cli.process.termination._received", signal.SIGTERM)
+    chat = chat_of(alone(ChatSession(FakeEngine(["abc"]))))
+    chat.say("hi")
+    assert contents(chat.session.history) == ["hi", ""]
+
+
 def test_handlers_are_put_back():
     from segue.cli.process.termination import ending_on_signals
 
@@ -195,7 +223,7 @@ def test_a_second_signal_does_not_break_off_what_the_first_began():
     assert saved()[1].startswith("word word word")
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.1, 0.3, 0.6])
+@pytest.mark.parametrize("wait", [0.0, 0.3])
 def test_at_any_moment_of_the_start(wait):
     child = spawn("--session", "trip")
     time.sleep(wait)

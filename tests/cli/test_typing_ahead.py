@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import termios
 import time
 
 import pexpect
@@ -22,7 +24,7 @@ def is_answered(child: pexpect.spawn, text: str) -> None:
     child.expect(pexpect.EOF)
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.05, 0.1, 0.2, 0.4, 0.8])
+@pytest.mark.parametrize("wait", [0.0, 0.1, 0.4])
 def test_from_the_start_of_the_process_on(wait):
     child = spawn("--max-tokens", "4", load=0.5, pause=0)
     time.sleep(wait)
@@ -75,6 +77,30 @@ def test_the_terminal_is_quiet_from_the_start_to_the_end():
     assert COMMON not in seen
     child.expect(READY)
     child.sendeof()
+    child.expect(pexpect.EOF)
+    child.wait()
+    assert flags(child) == COMMON
+
+
+def test_a_chat_that_was_stopped_makes_the_terminal_quiet_again():
+    child = spawn("--max-tokens", "400", pause=0.02)
+    child.expect(READY)
+    child.send("hi\r")
+    child.expect("word word")
+    child.kill(signal.SIGSTOP)
+    # As a shell does that takes the terminal over.
+    attributes = termios.tcgetattr(child.child_fd)
+    attributes[3] |= termios.ECHO | termios.ICANON
+    attributes[0] |= termios.ICRNL
+    termios.tcsetattr(child.child_fd, termios.TCSANOW, attributes)
+    assert flags(child) == COMMON
+    child.kill(signal.SIGCONT)
+    child.expect("word word")
+    assert flags(child) == QUIET
+    child.sendintr()
+    child.expect("stopped")
+    child.expect(READY)
+    child.send("/quit\r")
     child.expect(pexpect.EOF)
     child.wait()
     assert flags(child) == COMMON

@@ -42,6 +42,16 @@ def is_ending() -> bool:
     return _received is not None
 
 
+def stop_if_ending() -> None:
+    """Stop what takes long, if the Ctrl-C that was to stop it was lost somewhere.
+
+    Raises:
+        KeyboardInterrupt: if a signal has asked this process to end.
+    """
+    if is_ending():
+        raise KeyboardInterrupt
+
+
 @contextmanager
 def ending_on_signals() -> Iterator[None]:
     """Turn the first SIGTERM or SIGHUP in this block into a Ctrl-C, and end by it afterwards.
@@ -81,8 +91,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _interrupt_if_ending(number: int, frame: FrameType | None) -> None:
-    if is_ending():
-        raise KeyboardInterrupt
+    stop_if_ending()
 
 
 def _end_by(number: int) -> None:

@@ -7,6 +7,9 @@ How it works
     turns Enter (``\r``) into a line feed. The keys stay in the terminal's queue as they were typed,
     and the next prompt reads them. ISIG stays set, so Ctrl-C still sends its signal.
 
+    A shell that a stopped process (Ctrl-Z) gave way to sets the terminal for itself. So the flags
+    are cleared again on SIGCONT.
+
     The prompt takes over with settings of its own, and puts back those that it found. So one block
     around the whole chat is enough.
 
@@ -26,10 +29,14 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
 
 # Indices in the list that tcgetattr returns.
 INPUT_FLAGS, LOCAL_FLAGS = 0, 3
@@ -55,11 +62,32 @@ def quiet_input() -> Iterator[None]:
         termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
         if before[LOCAL_FLAGS] & termios.ICANON:
             _hand_over(_typed_already(sys.stdin.fileno()))
-        yield
+        with _again_after_a_stop(quiet):
+            yield
     finally:
         # If the window was closed, there is nothing to put back.
         with suppress(termios.error, OSError):
             termios.tcsetattr(sys.stdin, termios.TCSADRAIN, before)
+
+
+@contextmanager
+def _again_after_a_stop(quiet: list[Any]) -> Iterator[None]:
+    """Set the terminal again whenever the process continues after Ctrl-Z, in this block."""
+
+    def reset(number: int, frame: FrameType | None) -> None:
+        with suppress(termios.error, OSError):
+            # A prompt has settings of its own, without these flags as well.
+            if termios.tcgetattr(sys.stdin)[LOCAL_FLAGS] & termios.ICANON:
+                termios.tcsetattr(sys.stdin, termios.TCSADRAIN, quiet)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCONT, reset)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCONT, before)
 
 
 def _typed_already(descriptor: int) -> bytes:
