@@ -246,5 +246,5 @@ def test_a_half_character_on_the_command_line(capsys, monkeypatch):
 
 def test_help_shows_what_there_is(capsys):
     text = shown(capsys, "chat", "--help")
-    assert "--on-overflow [error|drop-oldest]" in text
+    assert "--on-overflow HOW" in text
     assert "--lines" in text

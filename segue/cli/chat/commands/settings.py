@@ -65,7 +65,8 @@ def change_setting(chat: Chat, argument: str) -> None:
     if not argument:
         for name in reply_settings():
             value = getattr(session.generation, name.replace("-", "_"))
-            chat.console.print(f"{name} {'off' if value is None else value}", markup=False)
+            shown = "off" if value in (None, ()) else value
+            chat.console.print(f"{name} {shown}", markup=False)
         chat.console.print(f"{ON_OVERFLOW} {session.on_overflow}", markup=False)
         return
     name, _, value = argument.partition(" ")
