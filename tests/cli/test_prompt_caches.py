@@ -101,6 +101,14 @@ def test_the_cache_of_a_chat_is_kept_and_taken_up(tmp_path, monkeypatch):
     assert f"Saved {session.cached_tokens} tokens in" in shown
 
 
+def test_a_cache_replaces_nothing(tmp_path):
+    (tmp_path / "notes").write_text("mine")
+    shown, _ = converse("hi", f"/save-cache {tmp_path}/notes", "/save-cache /dev/null")
+    assert f"{tmp_path}/notes already exists." in " ".join(shown.split())
+    assert (tmp_path / "notes").read_text() == "mine"
+    assert "tokens in /dev/null" in shown
+
+
 @pytest.mark.proof
 @pytest.mark.smollm2
 def test_the_real_model_talks_on_top_of_a_text_that_was_read_before(tmp_path):

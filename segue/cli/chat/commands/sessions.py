@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+from ....errors import ConfigurationError
+from ....files.atomic import is_written_in_place
 from ...output.screen import show_remark
 from ...sessions.folder import expanded
 from .command import Chat, Commands
@@ -60,5 +64,10 @@ def save_cache(chat: Chat, target: str) -> None:
         show_remark(chat.console, "Name the file: /save-cache PATH")
         return
     path = expanded(target)
+    if os.path.lexists(path) and not is_written_in_place(path):
+        # It may be anything, and a slip of the hand must not replace it.
+        raise ConfigurationError(
+            f"{path} already exists.", remedy="Use another name, or delete it first."
+        )
     chat.session.save_cache(path)
     chat.note(f"Saved {chat.session.cached_tokens:,} tokens in {path}; --cache starts from them.")
