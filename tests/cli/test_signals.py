@@ -11,6 +11,7 @@ import pexpect
 import pytest
 
 from kit.chats import alone, chat_of, contents
+from kit.probe import pretend_signal
 from kit.spawned import HIDDEN, READY, SHOWN, ended_by, flags, leftovers, pipe, spawn
 from segue import ChatSession, SessionFile
 from segue.cli.sessions.folder import session_path, sessions_folder
@@ -194,7 +195,7 @@ def test_a_signal_that_is_ignored_stays_ignored():
 
 
 def test_a_ctrl_c_that_was_lost_stops_the_reply_all_the_same(monkeypatch):
-    monkeypatch.setattr("segue.cli.process.termination._received", signal.SIGTERM)
+    pretend_signal(monkeypatch, signal.SIGTERM)
     chat = chat_of(alone(ChatSession(FakeEngine(["abc"]))))
     chat.say("hi")
     assert contents(chat.session.history) == ["hi", ""]

@@ -257,6 +257,11 @@ def show_warnings_as_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("warnings.showwarning", main._show_warning)
 
 
+def pretend_signal(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Have a signal have asked the command to end, and its Ctrl-C be lost."""
+    monkeypatch.setattr("segue.cli.process.termination._received", number)
+
+
 def prompter_of(chat: TerminalChat) -> Any:
     """What asks the chat's person for the next line."""
     return chat._prompter
