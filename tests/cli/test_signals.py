@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import os
 import signal
+import struct
+import termios
 import time
 
 import pexpect
@@ -161,6 +164,26 @@ def test_between_two_lines_of_a_pipe():
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=60) == -signal.SIGTERM
     assert saved() == ["hi", "word wor"]
+
+
+def test_a_reader_that_stopped_reading_does_not_keep_the_chat_alive():
+    with pipe("--session", "trip", "--lines", "--max-tokens", "2000", pause=0) as process:
+        fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, 4096)
+        process.stdin.write(b"hi\n" * 9)
+        process.stdin.close()
+        while unread(process) < 4096:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == -signal.SIGTERM
+    *before, reply = saved()
+    assert len(before) < 18
+    # What was being written when nobody read any more.
+    assert 0 < len(reply) < 2000
+
+
+def unread(process) -> int:
+    """How many bytes wait in a process's output."""
+    return struct.unpack("i", fcntl.ioctl(process.stdout, termios.FIONREAD, b"\0" * 4))[0]
 
 
 def test_a_chat_that_ignores_ctrl_c_ends_on_sigterm_as_well():

@@ -27,7 +27,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 # Windows has no SIGHUP.
@@ -95,9 +95,7 @@ def _interrupt_if_ending(number: int, frame: FrameType | None) -> None:
 
 
 def _end_by(number: int) -> None:
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):
-            stream.flush()
+    # Output is not flushed: whoever should read it may have stopped reading.
     signal.signal(number, signal.SIG_DFL)
     signal.raise_signal(number)
     # The first process of a container has no default action.
