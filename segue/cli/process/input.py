@@ -38,7 +38,7 @@ def decoded(data: bytes, source: str) -> str:
         raise click.ClickException(
             f"{source} must be text, but byte {data.index(0)} is zero. Pass a text file."
         )
-    return without_mark(text).replace("\r\n", "\n")
+    return without_mark(text)
 
 
 def read_standard_input() -> str:
@@ -50,7 +50,7 @@ def read_standard_input() -> str:
     buffer = getattr(sys.stdin, "buffer", None)
     data = sys.stdin.read().encode(errors="surrogateescape") if buffer is None else buffer.read()
     # Indentation before its first word may be meant.
-    text = decoded(data, "Standard input").strip("\n")
+    text = decoded(data, "Standard input").replace("\r\n", "\n").strip("\n")
     if not text.strip():
         raise click.ClickException(
             "Standard input is empty, so there is nothing to answer. Pipe a message into the chat."
