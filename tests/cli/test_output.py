@@ -203,7 +203,7 @@ def test_warnings_command_no_terminal(capsys, monkeypatch):
         return FakeEngine(["a"])
 
     monkeypatch.setattr("segue.loading.load", load)
-    assert run("chat") == 0
+    assert run("chat", "--lines") == 0
     assert capsys.readouterr().err == f"segue: {SEEN}\n"
 
 

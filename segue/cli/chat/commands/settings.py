@@ -7,6 +7,7 @@ from dataclasses import replace
 from ....errors import ConfigurationError, TemplateError
 from ....session import ChatSession
 from ...options import OVERFLOWS, option_name, parsed_setting, reply_settings
+from ...output.screen import show_remark, show_text
 from .command import Chat, Commands
 
 COMMANDS = Commands()
@@ -18,7 +19,7 @@ ON_OVERFLOW = "on-overflow"
 def system(chat: Chat, text: str) -> None:
     """Set the system message, or show it."""
     if not text:
-        chat.console.print(chat.session.instructions or "There is no system message.", markup=False)
+        show_text(chat.console, chat.session.instructions or "There is no system message.")
         return
     with chat.branches.current.changes.noting(chat.session, "/system"):
         set_instructions(chat.session, text)
@@ -66,8 +67,8 @@ def change_setting(chat: Chat, argument: str) -> None:
         for name in reply_settings():
             value = getattr(session.generation, name.replace("-", "_"))
             shown = "off" if value in (None, ()) else value
-            chat.console.print(f"{name} {shown}", markup=False)
-        chat.console.print(f"{ON_OVERFLOW} {session.on_overflow}", markup=False)
+            show_remark(chat.console, f"{name} {shown}")
+        show_remark(chat.console, f"{ON_OVERFLOW} {session.on_overflow}")
         return
     name, _, value = argument.partition(" ")
     name, value = name.removeprefix("--").replace("_", "-"), value.strip()
