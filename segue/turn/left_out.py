@@ -16,6 +16,7 @@ from __future__ import annotations
 import html
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -213,13 +214,15 @@ class LeftOut:
         """Return the messages that may be missing, and whether their words were found."""
         bare = squeezed(text)
         suspects: dict[int, bool] = {}
+        said = [squeezed(message.text) for message in messages]
+        times = Counter(said)
         after = 0
-        for position, message in enumerate(messages):
-            words = squeezed(message.text)
+        for position, (message, words) in enumerate(zip(messages, said, strict=True)):
             if not words and not message.tool_calls:
                 continue
             start = bare.find(words, after)
-            certain = start >= 0 and len(words) >= CERTAIN and not message.tool_calls
+            certain = start >= 0 and len(words) >= CERTAIN and times[words] == 1
+            certain = certain and not message.tool_calls
             if start < 0:
                 start = bare.find(words)
             if start >= 0:

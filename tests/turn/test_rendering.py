@@ -312,6 +312,14 @@ def test_the_same_words_twice_are_missed_once():
     assert "(user)" in told
 
 
+def test_words_that_another_speaker_repeats_are_missed_all_the_same():
+    users = CHATML.replace("in messages %}", "in messages if message.role != 'assistant' %}")
+    words = "The very same words, said by another."
+    said = [USER, Message.assistant(words), Message.user(words)]
+    (told,) = check(users, Conversation(None, said))
+    assert "message 1 (assistant)" in told
+
+
 def test_a_call_that_is_left_out_is_warned_of():
     (told,) = check(CHATML, Conversation(None, RESULT), asked=3)
     assert told.startswith("The chat template leaves out a call of clock in message 1 (assistant)")
