@@ -399,9 +399,15 @@ class ChatSession:
             ConfigurationError: if there is no such setting, its value is refused, or the engine
                 can't do what it asks; nothing changed.
             TemplateError: if the chat template refuses the conversation; nothing changed.
+            LostWordsError: if the chat template leaves out what is said, or the instructions;
+                nothing changed.
             ContextLengthError: if the prompt does not fit into the model's context; nothing
                 changed.
             SessionBusyError: if a turn of this session is running at this moment.
+
+        Warns:
+            TemplateWarning: if the chat template leaves out words of earlier messages, a call of a
+                tool, or the tools; once of each.
         """
         messages = as_messages(prompt, role)
         config = self._settings(prompt_progress_callback, overrides)

@@ -356,6 +356,7 @@ class SessionCore:
         """Return another core that holds the same; its usage begins anew."""
         twin = copy.copy(self)
         twin.cache = self.cache.fork()
+        twin._planner = self._planner.copy()
         twin._turns, twin._prewarmed, twin._latest = [], 0, None
         if twin._read is not None and twin.cache.offset < self._held:
             twin._read = replace(twin._read, lost="this engine can't copy caches into forks")

@@ -121,14 +121,11 @@ class LeftOut:
             if not conversation.template_kwargs.get(name) or (name,) in self._rendered:
                 continue
             without = {**conversation.template_kwargs, name: None}
-            try:
-                entries = self._renderer.entries(conversation)
-                if self._renderer.render_entries(conversation, entries, without) == text:
-                    yield name
-                    continue
-            except TemplateError:
-                pass  # it needs them
-            self._rendered.add((name,))
+            entries = self._renderer.entries(conversation)
+            if self._renderer.tried(conversation, entries, without) == text:
+                yield name
+            else:
+                self._rendered.add((name,))
 
     def check(self, conversation: Conversation, text: str, *, asked: int) -> tuple[str, ...]:
         """Refuse to leave out what is asked, or the instructions; return what else is left out.
@@ -242,15 +239,15 @@ class LeftOut:
             count = 1 + len(message.tool_calls)
             words[position] = [WORD.format(f"{position}x{number}") for number in range(count)]
             entries[position] = self._probe(position, message, words[position])
-        try:
-            text = self._renderer.render_entries(conversation, entries).lower()
-        except TemplateError:
-            if len(positions) == 1:
-                return {}  # nothing can be said of it
+        text = self._renderer.tried(conversation, entries)
+        if text is None:
+            if len(positions) == 1:  # nothing can be said of it but by its own words
+                return {positions[0]: [True] * len(words[positions[0]])}
             alone = [self._probed(conversation, [position]) for position in positions]
             return {position: shown for one in alone for position, shown in one.items()}
         return {
-            position: [word in text for word in expected] for position, expected in words.items()
+            position: [word in text.lower() for word in expected]
+            for position, expected in words.items()
         }
 
     def _probe(self, position: int, message: Message, words: Sequence[str]) -> dict[str, Any]:
@@ -272,10 +269,8 @@ class LeftOut:
             return None
         entries = self._renderer.entries(conversation)
         entries[position] = self._probe(position, message, [WORD.format("y")])
-        try:
-            other = self._renderer.render_entries(conversation, entries).replace(MARK, "")
-        except TemplateError:
-            return None
+        # If it can't be tried, the words may be anywhere.
+        other = (self._renderer.tried(conversation, entries) or "").replace(MARK, "")
         start = common_prefix(text, other)
         end = len(text) - common_prefix(text[::-1], other[::-1])
         # The unlikely word may begin or end as the content does.

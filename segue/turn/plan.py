@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from ..config import GenerationConfig
 from ..conversation import Conversation
@@ -69,9 +70,13 @@ class Planner:
         self._prompts = prompts
         self._limit = limit
 
-    def with_limit(self, limit: ContextLimit) -> Planner:
+    def with_limit(self, limit: ContextLimit) -> Self:
         """Return a planner with another limit."""
-        return Planner(self._prompts, limit)
+        return type(self)(self._prompts, limit)
+
+    def copy(self) -> Self:
+        """Return another one, for a fork, which may be used in another thread."""
+        return type(self)(self._prompts.copy(), self._limit)
 
     def plan_turn(
         self,

@@ -15,8 +15,10 @@ text won't do, since the end of a text may join with what follows into one token
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from ..conversation import Conversation
 from ..engine import Tokenizer
@@ -67,6 +69,13 @@ class PromptBuilder:
         self._opening: tuple[Conversation, tuple[int, ...]] | None = None
         # The latest conversation without messages, and what stands around its answers.
         self._wrapping: tuple[Conversation, Wrapping | None] | None = None
+
+    def copy(self) -> Self:
+        """Return another one that knows as much: what a fork changes is its own."""
+        twin = copy.copy(self)
+        twin.renderer = copy.copy(self.renderer)
+        twin._left_out = LeftOut(twin.renderer)
+        return twin
 
     def build(
         self,

@@ -84,6 +84,18 @@ class Renderer:
         """Return True if the template takes the content of a role as parts."""
         return self._parts.get(slot, False)
 
+    def tried(
+        self,
+        conversation: Conversation,
+        entries: Sequence[Mapping[str, Any]],
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str | None:
+        """Return the text of other words, or ``None``: what is only tried fails no turn."""
+        try:
+            return self.render_entries(conversation, entries, template_kwargs)
+        except Exception:  # a template is a program
+            return None
+
     def render_entries(
         self,
         conversation: Conversation,
@@ -156,9 +168,8 @@ class Renderer:
                 slot = slot_of(position, message.role)
                 entry = entry_of(message, parts=forms.get(slot, False), words=words.get(slot))
                 entries.append(entry)
-            try:
-                text = self.render_entries(conversation, entries)
-            except TemplateError:
+            text = self.tried(conversation, entries)
+            if text is None:
                 return None
             return {slot for slot in slots if _is_rendered(words[slot], text)}
 

@@ -21,7 +21,6 @@ from typing import NamedTuple
 
 from ..conversation import Conversation
 from ..engine import Tokenizer
-from ..errors import TemplateError
 from ..ledger import TokenLedger, common_prefix
 from ..messages import Message
 from ..usage import MissReason, Reuse
@@ -235,7 +234,7 @@ class _Parting:
     def _rendered(self, conversation: Conversation) -> str | None:
         try:
             return self._renderer.render(conversation)
-        except TemplateError:
+        except Exception:  # a template is a program, and this is not what it was asked to render
             return None
 
     def _are_other_tokens(self) -> bool:

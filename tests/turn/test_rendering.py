@@ -320,6 +320,38 @@ def test_words_that_another_speaker_repeats_are_missed_all_the_same():
     assert "message 1 (assistant)" in told
 
 
+def test_forks_find_out_on_their_own():
+    session = session_over(PARTS, instructions="Be brief.")
+    session.respond("Hi")
+    twin = session.fork()
+    twin.template_kwargs = {"a": 1}
+    for _ in range(2):
+        assert twin.respond("And now?") == "fine"
+        assert session.respond("And now?") == "fine"
+    assert "And now?" in tokenizer_of(PARTS).decode(held(twin))
+
+
+def test_what_is_only_tried_fails_no_turn():
+    class Touchy(ToyTokenizer):
+        """Someone else's: breaks on what it was never given, in ways of its own."""
+
+        def render(self, messages, **kwargs):
+            for message in messages:
+                if not isinstance(message["content"], str) or "zqx" in message["content"]:
+                    raise ZeroDivisionError
+            said = [message for message in messages if message["role"] != "tool"]
+            return super().render(said, **kwargs)
+
+    engine = FakeEngine(["fine"] * 9, tokenizer=Touchy())
+    session = ChatSession(engine, instructions="Be brief.")
+    assert session.respond("Hi") == "fine"
+    with pytest.warns(TemplateWarning, match="message 4"):
+        session.respond([*RESULT[:2], Message.tool("It is half past twelve.", call=CALL)])
+    session.instructions = "Be kind."
+    session.respond("Hi")
+    assert str(session.reuse)
+
+
 def test_a_call_that_is_left_out_is_warned_of():
     (told,) = check(CHATML, Conversation(None, RESULT), asked=3)
     assert told.startswith("The chat template leaves out a call of clock in message 1 (assistant)")
