@@ -18,8 +18,8 @@ from ..errors import LostWordsError
 from ..files.atomic import is_written_in_place
 from ..messages import Message
 from ..session import ChatSession
-from ..turn.left_out import LeftOut
-from ..turn.rendering import Renderer
+from ..turn.prompts.left_out import LeftOut
+from ..turn.prompts.rendering import Renderer
 from .output.streams import write_remark
 from .process.input import decoded
 from .process.streams import is_standard_output

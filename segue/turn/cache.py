@@ -33,7 +33,7 @@ from ..ledger import TokenLedger, tokens_to_keep
 from ..prompt_cache import PromptCache
 from ..tokenizer import unknown_ids
 from .plan import CacheView
-from .spelling import append_reply, settle_saved
+from .prompts.spelling import append_reply, settle_saved
 
 PROMPT_LOOKUP = "prompt-lookup"
 Capability = TypeVar("Capability")

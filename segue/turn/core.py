@@ -44,7 +44,7 @@ from ..usage import Reuse, TurnUsage, Usage
 from .cache import CachedContext
 from .overflow import ContextLimit, OnOverflow
 from .plan import Planner, TurnPlan
-from .prompt import PromptBuilder
+from .prompts.prompt import PromptBuilder
 from .reuse import Opening, Read, explain
 
 

@@ -21,7 +21,7 @@ from ..ledger import TokenLedger, common_prefix
 from ..messages import Message, Role
 from ..text.form import ReplyForm
 from .overflow import ContextLimit, dropped_from
-from .prompt import Prompt, PromptBuilder
+from .prompts.prompt import Prompt, PromptBuilder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

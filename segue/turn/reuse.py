@@ -25,8 +25,8 @@ from ..ledger import TokenLedger, common_prefix
 from ..messages import Message
 from ..usage import MissReason, Reuse
 from .plan import TurnPlan
-from .rendering import Renderer, squeezed
-from .spelling import SEAM_CONTEXT
+from .prompts.rendering import Renderer, squeezed
+from .prompts.spelling import SEAM_CONTEXT
 
 # Contents that share neither beginning nor end with what was said.
 OTHERS = ("\u2042 zqx \u2042", "zqx")

@@ -33,7 +33,7 @@ from segue.gguf.header import GGUFFile
 from segue.gguf.tokenizer import load_tokenizer
 from segue.gguf.words import WORDS
 from segue.tokenizers.hugging_face import HuggingFaceTokenizer
-from segue.turn.rendering import Renderer
+from segue.turn.prompts.rendering import Renderer
 
 WORDS_AND_IDS = json.loads((RECORDED / "gguf_words.json").read_text())
 

@@ -23,7 +23,7 @@ from segue import (
 )
 from segue.engine import WritesDate
 from segue.testing import FakeEngine, ToyTokenizer
-from segue.turn.rendering import Renderer
+from segue.turn.prompts.rendering import Renderer
 
 # Writes the date first, as gpt-oss and Mistral do, so that another date changes everything.
 DATED = """\

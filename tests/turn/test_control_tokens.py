@@ -36,7 +36,7 @@ from segue.gguf.tokenizer import load_tokenizer
 from segue.ledger import MARK, TokenLedger
 from segue.testing import FakeEngine, ToyTokenizer
 from segue.tokenizers.hugging_face import HuggingFaceTokenizer
-from segue.turn.prompt import PromptBuilder
+from segue.turn.prompts.prompt import PromptBuilder
 
 CASES = pytest.mark.parametrize(("name", "source"), all_templates())
 KIND = pytest.mark.parametrize("kind", KINDS)

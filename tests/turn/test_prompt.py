@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from segue import Conversation, Message, TemplateError
 from segue.ledger import TokenLedger
 from segue.testing import ToyTokenizer
-from segue.turn.prompt import PromptBuilder
-from segue.turn.spelling import append_reply, spell
+from segue.turn.prompts.prompt import PromptBuilder
+from segue.turn.prompts.spelling import append_reply, spell
 
 TOKENIZER = ToyTokenizer()
 HI = (Message.user("hi"),)

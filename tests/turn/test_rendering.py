@@ -22,8 +22,8 @@ from segue import (
 )
 from segue.ledger import MARK
 from segue.testing import FakeEngine, ToyTokenizer
-from segue.turn.left_out import LeftOut
-from segue.turn.rendering import Renderer
+from segue.turn.prompts.left_out import LeftOut
+from segue.turn.prompts.rendering import Renderer
 
 # Content is a list of parts: of a string, these templates render nothing, or break.
 PARTS = """\

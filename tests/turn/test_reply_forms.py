@@ -39,7 +39,7 @@ from segue import (
 from segue.ledger import MARK
 from segue.testing import FakeEngine
 from segue.tokenizers.hugging_face import HuggingFaceTokenizer
-from segue.turn.rendering import Renderer
+from segue.turn.prompts.rendering import Renderer
 
 # Some of the templates leave out calls, which is said, and tried elsewhere.
 pytestmark = pytest.mark.filterwarnings("ignore::segue.TemplateWarning")

@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from ..conversation import Conversation
-from ..engine import Tokenizer
-from ..errors import TemplateError
-from ..ledger import TokenLedger, common_prefix
-from ..messages import Message
-from ..text.form import ReplyForm, Wrapping, find_opening, find_wrapping
+from ...conversation import Conversation
+from ...engine import Tokenizer
+from ...errors import TemplateError
+from ...ledger import TokenLedger, common_prefix
+from ...messages import Message
+from ...text.form import ReplyForm, Wrapping, find_opening, find_wrapping
 from .contents import Controls
 from .left_out import LeftOut
 from .rendering import AFTERWARDS, Renderer

@@ -21,10 +21,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..conversation import Conversation
-from ..errors import LostWordsError, TemplateError
-from ..ledger import MARK, common_prefix
-from ..messages import Message, Role
+from ...conversation import Conversation
+from ...errors import LostWordsError, TemplateError
+from ...ledger import MARK, common_prefix
+from ...messages import Message, Role
 from .rendering import AFTERWARDS, WORD, Renderer, entry_of, slot_of, squeezed, whole_of
 
 # Shorter texts, white space aside, may be in a prompt by chance.

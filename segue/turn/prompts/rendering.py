@@ -14,12 +14,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..checks import is_encodable
-from ..conversation import Conversation
-from ..engine import Tokenizer, WritesDate
-from ..errors import TemplateError
-from ..ledger import MARK
-from ..messages import Message, Role
+from ...checks import is_encodable
+from ...conversation import Conversation
+from ...engine import Tokenizer, WritesDate
+from ...errors import TemplateError
+from ...ledger import MARK
+from ...messages import Message, Role
 from .contents import REPLACEMENT, Controls
 
 # A word that no conversation has, in which templates change nothing.

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..engine import Tokenizer
-from ..ledger import MARK, TokenLedger
+from ...engine import Tokenizer
+from ...ledger import MARK, TokenLedger
 from .contents import Controls
 
 # How many ids before a seam are decoded along with it. Decoders never look far.

@@ -43,8 +43,8 @@ from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from ..ledger import MARK, TokenLedger
-from ..tokenizer import ControlTokens, Tokenizer
+from ...ledger import MARK, TokenLedger
+from ...tokenizer import ControlTokens, Tokenizer
 
 # Stands for a noncharacter that a content holds itself.
 REPLACEMENT = "\ufffd"
