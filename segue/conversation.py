@@ -216,6 +216,25 @@ def last_turn(history: Sequence[Message]) -> LastTurn:
     return LastTurn(tuple(history[:start]), tuple(history[start:end]))
 
 
+def last_reply(history: Sequence[Message]) -> Message:
+    """Return the reply that a history ends in, if it can be continued.
+
+    Raises:
+        HistoryError: if the history ends otherwise, or the reply calls tools.
+    """
+    if not history or history[-1].role is not Role.ASSISTANT:
+        raise HistoryError(
+            "The history does not end in a reply, so there is none to continue.",
+            remedy="Ask something first; retry() answers a question that has no reply.",
+        )
+    if history[-1].tool_calls:
+        raise HistoryError(
+            "The last reply calls tools, so it waits for their results.",
+            remedy="Pass them: respond([Message.tool(result, call=call)]).",
+        )
+    return history[-1]
+
+
 def start_of_turns(history: Sequence[Message], count: int) -> int:
     """Return the index at which the last `count` turns begin.
 

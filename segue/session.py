@@ -489,6 +489,77 @@ class ChatSession:
         finally:
             self._core.busy = False
 
+    def continue_reply(
+        self,
+        *,
+        reasoning: bool = False,
+        prompt_progress_callback: PrefillProgress | None = None,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> str:
+        """Continue the last reply where it ended, and return what was added to it.
+
+        For replies that `max_tokens`, a stop string or a person cut short. Next to nothing is read
+        again. Raises what `stream_continue` raises, and a GenerationError if the model fails.
+
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine(["one two", " three"]))
+            >>> session.respond("Count", max_tokens=7), session.continue_reply()
+            ('one two', ' three')
+            >>> session.history[-1].text
+            'one two three'
+
+        Args:
+            reasoning: See `respond`.
+            prompt_progress_callback: See `stream`.
+            overrides: See `stream`.
+
+        Returns:
+            The text that was added.
+        """
+        check_flag("reasoning", reasoning)
+        reply = self.stream_continue(prompt_progress_callback=prompt_progress_callback, **overrides)
+        return _whole(reply, reasoning)
+
+    def stream_continue(
+        self,
+        *,
+        prompt_progress_callback: PrefillProgress | None = None,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> Reply:
+        """Begin to continue the last reply; it grows in the history when this one ends.
+
+        The reply's responses, and its `Reply.text`, are what is added. Until it ends, the history
+        ends in the question. If it ends before its first token, the history is as it was.
+
+        Examples:
+            >>> import segue
+            >>> from segue.testing import FakeEngine
+            >>> session = segue.ChatSession(FakeEngine(["one", " two"]))
+            >>> _ = session.respond("Count", max_tokens=3)
+            >>> "".join(response.text for response in session.stream_continue())
+            ' two'
+
+        Args:
+            prompt_progress_callback: See `stream`.
+            overrides: See `stream`; a larger `max_tokens`, say. It counts what is added.
+
+        Raises:
+            HistoryError: if the history does not end in a reply, or that calls tools; nothing
+                changed.
+            ConfigurationError, TemplateError, ContextLengthError, SessionBusyError: See `stream`;
+                nothing changed.
+        """
+        config = self._settings(prompt_progress_callback, overrides)
+        self._close_live()
+        self._core.busy = True
+        try:
+            plan = self._core.plan_continuation(config)
+            return self._begin(plan, prompt_progress_callback)
+        finally:
+            self._core.busy = False
+
     def preview(
         self,
         prompt: str | Message | Sequence[Message],

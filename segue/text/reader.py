@@ -22,6 +22,7 @@ from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 
 from ..engine import Detokenizer
+from ..messages import Message
 from ..response import FinishReason, TextKind
 from ..tool_call import ToolCall
 from .form import ReplyForm
@@ -74,6 +75,10 @@ class ReplyReader:
         # The part of the reply that is being read: its number and kind, and whether it has text.
         self._message, self._kind, self._has_text = 0, TextKind.ANSWER, False
         self._texts: dict[TextKind, list[str]] = {kind: [] for kind in TextKind}
+        self._added: dict[TextKind, list[str]] = {kind: [] for kind in TextKind}
+        # Of a reply that is continued: text that was shown, and may still become a tag.
+        self._shown: dict[TextKind, str] = {}
+        self._resuming = False
         self._calls: list[ToolCall] = []
         self._closed = False
         self.tokens: list[int] = []
@@ -92,19 +97,45 @@ class ReplyReader:
         return "".join(self._texts[TextKind.REASONING])
 
     @property
+    def added_text(self) -> str:
+        """The answer so far, without what was said before it was continued."""
+        return "".join(self._added[TextKind.ANSWER])
+
+    @property
+    def added_reasoning(self) -> str:
+        """The reasoning so far, without what was said before the reply was continued."""
+        return "".join(self._added[TextKind.REASONING])
+
+    @property
+    def in_reasoning(self) -> bool:
+        """True if the newest text is reasoning, or the prompt has opened it."""
+        return self._splitter.kind is TextKind.REASONING
+
+    @property
     def calls(self) -> tuple[ToolCall, ...]:
         """The calls of tools so far that are complete; their text is no part of the answer."""
         return tuple(self._calls)
 
-    def resume(self, tokens: Iterable[int]) -> None:
-        """Read the beginning of a reply that goes on: its text counts, its tokens don't.
+    def resume(self, tokens: Iterable[int], shown: Message | None = None) -> None:
+        """Read the beginning of a reply that is continued: its text counts, its tokens don't.
 
-        Called before the first `push`, with the tokens that were said before. No stop string is
-        looked for in them.
+        Called before the first `push`. No stop string is looked for in it.
+
+        Args:
+            tokens: The tokens that were said before.
+            shown: The reply as it was recorded. What of it is undecided again, such as half a tag,
+                is not passed on a second time.
         """
+        self._resuming = True
         for token in tokens:
             said = self._splitter.add(self._detokenizer.add(token))
             self._watch(part._replace(watched=False) for part in said)
+        self._resuming = False
+        if shown is not None:
+            self._shown = {
+                TextKind.ANSWER: shown.text[len(self.text) :],
+                TextKind.REASONING: (shown.reasoning or "")[len(self.reasoning) :],
+            }
 
     def push(self, token: int) -> list[TextPiece]:
         """Read a token.
@@ -165,7 +196,17 @@ class ReplyReader:
                 text = SEPARATOR + text
             self._has_text = True
             self._texts[self._kind].append(text)
-            pieces.append(TextPiece(self._kind, text))
+            if not self._resuming and (text := self._without_shown(text)):
+                self._added[self._kind].append(text)
+                pieces.append(TextPiece(self._kind, text))
+
+    def _without_shown(self, text: str) -> str:
+        """Return text without what the reply had shown before it was continued."""
+        shown = self._shown.pop(self._kind, "")
+        if shown.startswith(text):
+            self._shown[self._kind] = shown[len(text) :]
+            return ""
+        return text.removeprefix(shown)
 
 
 def _joined(pieces: Iterable[TextPiece]) -> list[TextPiece]:

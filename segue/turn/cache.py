@@ -166,16 +166,19 @@ class CachedContext:
         self.ledger = ledger
         return offset
 
-    def commit(self, reply: Sequence[int] = ()) -> None:
+    def commit(self, reply: Sequence[int] = (), *, begun: Sequence[int] = ()) -> None:
         """Write down what really happened since `turn_to`.
 
         Args:
             reply: The ids that were generated after the prompt.
+            begun: The ids at the end of the prompt that are the beginning of the same reply.
         """
         if not self._closing.alive:
             # A session and its live reply were collected together, the context first.
             return
-        ledger = append_reply(self._engine.tokenizer, self.ledger, reply)
+        # As one: what is half a character at the end of the one is whole in both.
+        prompt = self.ledger.truncate(len(self.ledger.ids) - len(begun))
+        ledger = append_reply(self._engine.tokenizer, prompt, (*begun, *reply))
         # After a failure the context may hold less than was generated, or nothing; an interrupt
         # may have struck before the last token was reported, and then the context gives it back.
         self._context.rewind(self.prefix + len(ledger.ids))

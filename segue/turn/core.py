@@ -25,7 +25,7 @@ from datetime import datetime
 from typing import Literal, Self
 
 from ..config import CacheConfig, GenerationConfig, check_generation
-from ..conversation import Conversation, last_turn
+from ..conversation import Conversation, last_reply, last_turn
 from ..engine import (
     Acceptance,
     Engine,
@@ -186,6 +186,26 @@ class SessionCore:
             if_empty=self.conversation.messages,
         )
 
+    def plan_continuation(self, config: GenerationConfig) -> TurnPlan:
+        """Plan to continue the last reply.
+
+        Raises:
+            HistoryError: if the history does not end in a reply that can be continued.
+            TemplateError: if the chat template refuses the conversation.
+            ContextLengthError: if the prompt does not fit into the model's context.
+        """
+        history = self.conversation.messages
+        said = last_reply(history)
+        before, asked = last_turn(history)
+        return self._planner.plan_turn(
+            self.conversation.with_messages(before),
+            asked,
+            config,
+            self.cache.view,
+            if_empty=history,
+            said=said,
+        )
+
     def plan_ahead(self, config: GenerationConfig) -> TurnPlan | None:
         """Plan to read what the next prompt begins with; ``None`` if nothing is to be read.
 
@@ -271,7 +291,7 @@ class SessionCore:
     def reader(self, plan: TurnPlan) -> ReplyReader:
         """Return what reads a turn's tokens into text."""
         tokenizer = self.engine.tokenizer
-        return ReplyReader(
+        reader = ReplyReader(
             tokenizer.detokenizer(),
             ends=tokenizer.eos_token_ids,
             max_tokens=plan.config.max_tokens,
@@ -279,6 +299,9 @@ class SessionCore:
             stop_in_reasoning=plan.config.stop_in_reasoning,
             form=plan.form,
         )
+        if plan.said is not None:
+            reader.resume(plan.begun, plan.said)
+        return reader
 
     def open(self, plan: TurnPlan, *, feeds: bool = True) -> int:
         """Begin a turn: the cache goes back to what it shares with the prompt.
@@ -323,7 +346,7 @@ class SessionCore:
             if plan.if_empty is None or reader.tokens:
                 read = read.extended(self.conversation.messages[-1])
             self._latest = (self._opening, plan, usage.cached_tokens)
-        self.cache.commit(reader.tokens)
+        self.cache.commit(reader.tokens, begun=plan.begun)
         self._held = self.cache.offset
         if self._held >= self._opening.kept:
             self._read = Read(read, self.cache.ledger)

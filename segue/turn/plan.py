@@ -20,8 +20,11 @@ from ..errors import TemplateError
 from ..ledger import TokenLedger, common_prefix
 from ..messages import Message, Role
 from ..text.form import ReplyForm
+from ..text.reader import ReplyReader
+from .continuing import begun_reply
 from .overflow import ContextLimit, dropped_from
 from .prompts.prompt import Prompt, PromptBuilder
+from .prompts.spelling import append_reply
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +43,10 @@ class TurnPlan:
     """The messages that have to leave the history, so that the prompt fits into the context."""
     if_empty: tuple[Message, ...] | None = None
     """The history if the reply ends before its first token; ``None`` records an empty reply."""
+    begun: tuple[int, ...] = ()
+    """The ids at the end of the prompt that are the reply so far, if it is continued."""
+    said: Message | None = None
+    """The reply so far, if it is continued."""
     replies: bool = True
     """False if nothing is said, so that no reply is recorded."""
     form: ReplyForm = field(default_factory=ReplyForm)
@@ -86,6 +93,7 @@ class Planner:
         cache: CacheView,
         *,
         if_empty: tuple[Message, ...] | None = None,
+        said: Message | None = None,
     ) -> TurnPlan:
         """Plan a reply to new messages, and make room for it.
 
@@ -95,6 +103,7 @@ class Planner:
             config: The settings of the reply.
             cache: What the model has read.
             if_empty: See `TurnPlan`.
+            said: What was said of the reply already, if it is to be continued.
 
         Raises:
             TemplateError: if the chat template refuses the conversation, or leaves out what is
@@ -112,31 +121,54 @@ class Planner:
                 asked=len(messages),
             )
 
+        def begun(history: Sequence[Message], prompt: Prompt) -> tuple[int, ...]:
+            if said is None:
+                return ()
+            asked = conversation.with_messages((*history, *messages))
+            return self._begun(asked, prompt, said, cache.ledger)
+
         def measure(history: Sequence[Message]) -> int:
             asked = conversation.with_messages((*history, *messages))
             prompt = self._prompts.build(asked, cache.ledger, checkpoints=False)
-            return cache.prefix + len(prompt.ledger.ids)
+            return cache.prefix + len(prompt.ledger.ids) + len(begun(history, prompt))
 
         kept: Sequence[Message] = history
         dropped: tuple[Message, ...] = ()
         prompt = build(kept)
-        length = cache.prefix + len(prompt.ledger.ids)
+        so_far = begun(kept, prompt)
+        length = cache.prefix + len(prompt.ledger.ids) + len(so_far)
         if self._limit.needs_room(length, config.max_tokens):
             kept = self._limit.make_room(history, messages, measure, max_tokens=config.max_tokens)
             dropped = dropped_from(history, kept)
             prompt = build(kept)
-            length = cache.prefix + len(prompt.ledger.ids)
+            so_far = begun(kept, prompt)
+            length = cache.prefix + len(prompt.ledger.ids) + len(so_far)
         self._limit.check(length)
         asked = conversation.with_messages((*kept, *messages))
+        whole = append_reply(self._prompts.tokenizer, prompt.ledger, so_far)
         return TurnPlan(
             conversation=asked,
-            prompt=prompt,
+            prompt=replace(prompt, ledger=whole) if so_far else prompt,
+            begun=so_far,
+            said=said,
             config=self._limit.within(config, length),
             length=length,
             dropped=dropped,
             if_empty=if_empty,
             form=self._prompts.form(asked, prompt),
         )
+
+    def _begun(
+        self, asked: Conversation, prompt: Prompt, said: Message, cached: TokenLedger
+    ) -> tuple[int, ...]:
+        """Return the ids of a reply that is to be continued."""
+        tokenizer, form = self._prompts.tokenizer, self._prompts.form(asked, prompt)
+
+        def reader() -> ReplyReader:
+            ends = tokenizer.eos_token_ids
+            return ReplyReader(tokenizer.detokenizer(), ends=ends, max_tokens=1, form=form)
+
+        return begun_reply(tokenizer, prompt.ledger, said, cached, form=form, reader=reader)
 
     def plan_ahead(
         self, conversation: Conversation, config: GenerationConfig, cache: CacheView

@@ -89,13 +89,16 @@ class Reply:
 
     @property
     def text(self) -> str:
-        """The text so far, without reasoning; once ended, what the history records."""
-        return self._reader.text
+        """The text so far, without reasoning; once ended, what the history records.
+
+        Of a reply that was continued, what was added to it.
+        """
+        return self._reader.added_text
 
     @property
     def reasoning(self) -> str:
         """The reasoning so far, if the model marks it; recorded with the text."""
-        return self._reader.reasoning
+        return self._reader.added_reasoning
 
     @property
     def tokens(self) -> tuple[int, ...]:

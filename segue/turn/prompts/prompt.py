@@ -60,7 +60,8 @@ class PromptBuilder:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
+        """The engine's tokenizer."""
         self.renderer = Renderer(tokenizer)
         """Renders conversations."""
         self._left_out = LeftOut(self.renderer)
@@ -128,15 +129,15 @@ class PromptBuilder:
         self._left_out.check(question, self.renderer.render(question), asked=0)
         ledger, shared = self._shared(conversation, cached)
         # White space joins to more than any list of questions shows.
-        length = without_white_space(self._tokenizer, ledger.ids[:shared])
+        length = without_white_space(self.tokenizer, ledger.ids[:shared])
         kept = ledger.truncate(ledger.truncate(length).seams[-1].ids)
         rest = ledger.ids[len(kept.ids) : length]
-        ledger = kept.extend(rest, spell_settled(self._tokenizer, kept.ids, rest))
+        ledger = kept.extend(rest, spell_settled(self.tokenizer, kept.ids, rest))
         return Prompt(ledger, common_prefix(ledger.ids, self._opening_ids(conversation)), length)
 
     def form(self, conversation: Conversation, prompt: Prompt) -> ReplyForm:
         """Return the form of the reply to a conversation, whose prompt this is."""
-        tags, empty = self._tokenizer.reasoning_tags, conversation.with_messages(())
+        tags, empty = self.tokenizer.reasoning_tags, conversation.with_messages(())
 
         def render(messages: Sequence[Message]) -> str:
             return self.renderer.render(conversation.with_messages(messages))
@@ -146,7 +147,7 @@ class PromptBuilder:
                 render,
                 lambda messages: self.renderer.render(BARE.with_messages(messages)),
                 tags=tags,
-                ends=[self._tokenizer.decode([end]) for end in self._tokenizer.eos_token_ids],
+                ends=[self.tokenizer.decode([end]) for end in self.tokenizer.eos_token_ids],
                 instructions=conversation.instructions,
             )
             self._wrapping = (empty, wrapping)
@@ -180,7 +181,7 @@ class PromptBuilder:
                 ids: Sequence[int] = self.shared_ids(empty, TokenLedger())
             except TemplateError:  # it takes conversations, but not a question alone
                 ids = ()
-            length = without_white_space(self._tokenizer, ids)
+            length = without_white_space(self.tokenizer, ids)
             self._opening = (empty, tuple(ids[:length]))
         return self._opening[1]
 
@@ -194,10 +195,10 @@ class PromptBuilder:
             seam = cached.seam_before(start)
         if seam.ids:
             kept, rest = cached.truncate(seam.ids), text[seam.chars :]
-            ids = encode_settled(self._tokenizer, kept.ids, rest)
+            ids = encode_settled(self.tokenizer, kept.ids, rest)
             if ids is not None:
                 return kept.extend(ids, rest)
-        return TokenLedger().extend(encode_whole(self._tokenizer, text), text)
+        return TokenLedger().extend(encode_whole(self.tokenizer, text), text)
 
     def _token_across(self, text: str, offset: int) -> int | None:
         """Return where a control token begins that the cached ids would only spell a part of."""
