@@ -163,7 +163,7 @@ class HuggingFaceTokenizer:
                 return start, end
         return HARMONY_TAGS if self._harmony else None
 
-    @cached_property
+    @property
     def writes_date(self) -> bool:
         """See `segue.engine.WritesDate`."""
         return asks_for_date(self.wrapped)

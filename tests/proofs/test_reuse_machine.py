@@ -164,6 +164,6 @@ class ReuseMachine(RuleBasedStateMachine):
 
 
 ReuseMachine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("SEGUE_MACHINE_RUNS", "40")), stateful_step_count=25
+    max_examples=int(os.environ.get("SEGUE_MACHINE_RUNS", "200")), stateful_step_count=25
 )
 TestReuse = pytest.mark.timeout(600)(ReuseMachine.TestCase)

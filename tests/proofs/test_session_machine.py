@@ -33,6 +33,7 @@ from segue import (
     GenerationError,
     HistoryError,
     Message,
+    MissReason,
     Role,
 )
 from segue.testing import FakeEngine, ToyTokenizer
@@ -109,6 +110,10 @@ class SessionMachine(RuleBasedStateMachine):
             best = max((mark for mark in self.marks if mark <= best), default=0)
         self.marks = [mark for mark in self.marks if mark <= best]
         assert reply.cached_tokens == best
+        assert reply.reuse.tokens == best
+        # A file without its cache does not say how much that was.
+        missed = best < reply.reuse.held_tokens or reply.reuse.reason is MissReason.LOST
+        assert missed or reply.reuse.reason is None
         # The first message is what comes behind the opening; all of a prompt stays in later ones.
         opening = (
             rendered(self.session, [Message.user("")], prompt=False)
