@@ -35,6 +35,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import ModelFormatError, UnsupportedModelError
+from ..tokenizers.control import END_OF_GENERATION
 from .header import GGUFFile
 from .words import WORDS, Words
 
@@ -49,23 +50,6 @@ SENTENCEPIECE_IDS = {"unknown": 0, "bos": 1, "eos": 2}
 # What stands for a space in SentencePiece's vocabularies.
 SPACE = "\u2581"
 
-# Texts that end a reply in any case, as in llama.cpp.
-END_OF_GENERATION = (
-    "<|eot_id|>",
-    "<|im_end|>",
-    "<|end|>",
-    "<end_of_turn>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<|eom_id|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "<\uff5cend\u2581of\u2581sentence\uff5c>",
-    "<end_of_utterance>",
-    "<|return|>",
-    "<|call|>",
-)
 # gpt-oss ends each of several messages in a reply by the last of these, and the reply by another.
 SEVERAL_MESSAGES = ("<|return|>", "<|call|>", "<|end|>")
 

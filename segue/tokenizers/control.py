@@ -22,8 +22,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
 from typing import Any
 
 from ..errors import TemplateError
@@ -34,7 +35,7 @@ Render = Callable[[Sequence[Mapping[str, Any]], bool, Mapping[str, Any]], str]
 
 # Words that no template writes.
 ASKED, SAID, ASKED_NEXT = "Qzkxq", "Azkxa", "Nzkxn"
-CALLED, ARGUMENT = "czkxc", "vzkxv"
+CALLED, ARGUMENT, CALL_ID = "czkxc", "vzkxv", "zkxzkxzkx"
 TOOL = {
     "type": "function",
     "function": {
@@ -50,6 +51,27 @@ TOOL = {
 # gpt-oss writes several messages in a reply, and ends it by one of two tokens.
 SEVERAL_MESSAGES = frozenset({"<|start|>", "<|channel|>", "<|message|>", "<|end|>"})
 ENDS_OF_SEVERAL = ("<|return|>", "<|call|>")
+# Texts that end a reply in any case, as in llama.cpp.
+END_OF_GENERATION = (
+    "<|eot_id|>",
+    "<|im_end|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<|eom_id|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "<end_of_utterance>",
+    "<|return|>",
+    "<|call|>",
+)
+# What begins and ends texts in other vocabularies: no reply holds it, named by the folder or not.
+BOUNDS_OF_TEXT = frozenset(
+    {*END_OF_GENERATION, "<s>", "</s>", "<bos>", "<eos>", "<|begin_of_text|>"}
+)
 # Tokens that are not special, but that templates write, look so.
 BRACKETED = re.compile(r"[<\[{].+[>\]}]", re.DOTALL)
 
@@ -146,51 +168,37 @@ class TemplateTokens:
             ends: The ids that end replies.
             written: The tokens that the template may write, and those that have a role.
         """
-        rest = set(self._tokens) - written
         bounds = SEVERAL_MESSAGES if self._tokens.keys() >= SEVERAL_MESSAGES else frozenset()
         structure: set[str] = set(bounds)
-        found = set(self._thought) - bounds
-        for content, kwargs in _attempts():
-            messages = [
-                _message("user", content(ASKED)),
-                _message("assistant", content(SAID)),
-                _message("user", content(ASKED_NEXT)),
-            ]
-            text = self._try(messages, True, kwargs)
-            if text is not None:
+        written, calls = set(written), set(self._thought) - bounds
+        for text in _rendered(self._render, _talks()):
+            written |= set(self._in(text))
+            if CALLED not in text and SAID in text:
                 structure |= set(self._in(text.split(ASKED, 1)[-1]))
-                rest -= set(self._in(text))
-                found |= self._around_answers(text, content, kwargs) - bounds
-                break
-        for arguments in ({"k": ARGUMENT}, json.dumps({"k": ARGUMENT})):
-            for content, _ in _attempts():
-                call = {
-                    "type": "function",
-                    "id": "zkxzkxzkx",
-                    "function": {"name": CALLED, "arguments": arguments},
-                }
-                messages = [
-                    _message("user", content(ASKED)),
-                    {"role": "assistant", "content": "", "tool_calls": [call]},
-                ]
-                text = self._try(messages, False, {"tools": [TOOL]})
-                calling = self._between(text, ASKED, None)
-                if calling is not None and CALLED in calling:
-                    found |= set(self._in(calling)) - structure
-        return {token for token in found | rest if self._tokens[token] not in ends}
+        for text in _rendered(self._render, _calls(), prompt=False):
+            calling = self._between(text, ASKED, None)
+            if calling is not None and CALLED in calling:
+                calls |= set(self._in(calling)) - structure
+        calls |= self._around_answers() - bounds
+        found = calls | (set(self._tokens) - written - BOUNDS_OF_TEXT)
+        return {token for token in found if self._tokens[token] not in ends}
 
-    def _around_answers(
-        self, text: str, content: Callable[[str], Any], kwargs: Mapping[str, Any]
-    ) -> set[str]:
+    def _around_answers(self) -> set[str]:
         """Return the tokens that a model writes around its answer, as the template does."""
-        asked = self._try([_message("user", content(ASKED))], True, kwargs)
-        prompt = self._unthought(self._between(asked, ASKED, None))
-        opened = self._unthought(self._between(text, ASKED, SAID))
-        if opened[: len(prompt)] != prompt:
-            return set()
-        openers = opened[len(prompt) :]
-        closers = self._in(self._between(text, SAID, ASKED_NEXT) or "")[: len(openers)]
-        return {*openers, *closers}
+        for content, kwargs in _attempts():
+            asked, said = _message("user", content(ASKED)), _message("assistant", content(SAID))
+            talk = [asked, said, _message("user", content(ASKED_NEXT))]
+            text = self._try(talk, True, kwargs)
+            if text is None:
+                continue
+            prompt = self._unthought(self._between(self._try([asked], True, kwargs), ASKED, None))
+            opened = self._unthought(self._between(text, ASKED, SAID))
+            if opened[: len(prompt)] != prompt:
+                return set()
+            openers = opened[len(prompt) :]
+            closers = self._in(self._between(text, SAID, ASKED_NEXT) or "")[: len(openers)]
+            return {*openers, *closers}
+        return set()
 
     def _try(
         self, messages: Sequence[Mapping[str, Any]], prompt: bool, kwargs: Mapping[str, Any]
@@ -213,6 +221,48 @@ class TemplateTokens:
 
     def _in(self, text: str) -> list[str]:
         return self._pattern.findall(text)
+
+
+def written_by(render: Render) -> list[str]:
+    """Return what a template makes of conversations of every kind."""
+    return list(_rendered(render, _talks()))
+
+
+def _rendered(
+    render: Render,
+    talks: Iterable[tuple[list[dict[str, Any]], Mapping[str, Any]]],
+    *,
+    prompt: bool = True,
+) -> Iterator[str]:
+    """Yield what a template makes of conversations, but for those that it refuses."""
+    for messages, kwargs in talks:
+        with suppress(TemplateError):
+            yield render(messages, prompt, kwargs)
+
+
+def _talks() -> Iterator[tuple[list[dict[str, Any]], Mapping[str, Any]]]:
+    """Yield conversations in which everybody speaks, and the template's arguments for each."""
+    for content, kwargs in _attempts():
+        talk = [
+            _message("user", content(ASKED)),
+            _message("assistant", content(SAID)),
+            _message("user", content(ASKED_NEXT)),
+        ]
+        yield talk, kwargs
+        yield [_message("system", content(ASKED)), *talk], kwargs
+    for calling, kwargs in _calls():
+        result = {**_message("tool", SAID), "name": CALLED, "tool_call_id": CALL_ID}
+        yield [*calling, result], kwargs
+
+
+def _calls() -> Iterator[tuple[list[dict[str, Any]], Mapping[str, Any]]]:
+    """Yield conversations that end with a call of a tool: some want its arguments as text."""
+    for content, _ in _attempts():
+        for arguments in ({"k": ARGUMENT}, json.dumps({"k": ARGUMENT})):
+            function = {"name": CALLED, "arguments": arguments}
+            call = {"type": "function", "id": CALL_ID, "function": function}
+            calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+            yield [_message("user", content(ASKED)), calling], {"tools": [TOOL]}
 
 
 def _attempts() -> Iterator[tuple[Callable[[str], Any], Mapping[str, Any]]]:

@@ -35,7 +35,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from ..errors import MissingTemplateError, TemplateError
 from .clock import FUNCTION, asks_for_date, with_clock
-from .control import TemplateTokens, control_tokens
+from .control import TemplateTokens, control_tokens, written_by
 from .detokenizers import (
     ByteDetokenizer,
     ByteSpelling,
@@ -105,7 +105,8 @@ class HuggingFaceTokenizer:
     @cached_property
     def control_tokens(self) -> Mapping[str, int]:
         """See `segue.engine.ControlTokens`: special tokens, and those that the template writes."""
-        return control_tokens(self._added_tokens, [*self._sources, *self._reply_texts])
+        written = [*self._sources, *written_by(self._render_plain), *self._reply_texts]
+        return control_tokens(self._added_tokens, written)
 
     @property
     def _sources(self) -> list[str]:
@@ -132,13 +133,12 @@ class HuggingFaceTokenizer:
 
     @cached_property
     def _template_tokens(self) -> TemplateTokens:
-        return TemplateTokens(
-            self.control_tokens,
-            lambda messages, prompt, kwargs: self.render(
-                messages, add_generation_prompt=prompt, template_kwargs=kwargs
-            ),
-            self._reply_texts,
-        )
+        return TemplateTokens(self.control_tokens, self._render_plain, self._reply_texts)
+
+    def _render_plain(
+        self, messages: Sequence[Mapping[str, Any]], prompt: bool, kwargs: Mapping[str, Any]
+    ) -> str:
+        return self.render(messages, add_generation_prompt=prompt, template_kwargs=kwargs)
 
     @property
     def _harmony(self) -> bool:

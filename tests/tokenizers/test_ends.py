@@ -8,7 +8,7 @@ import pytest
 
 from kit.gguf_files import byte_level_vocabulary
 from kit.probe import hugging_face
-from kit.templates import EOS, KINDS, UNKNOWN, all_templates, make_tokenizer, our_templates
+from kit.templates import CHATML, EOS, KINDS, UNKNOWN, all_templates, make_tokenizer, our_templates
 from segue import ChatSession, GenerationConfig
 from segue.gguf.header import GGUFFile
 from segue.gguf.tokenizer import load_tokenizer
@@ -111,3 +111,21 @@ def test_what_ends_one_message_of_several_ends_no_reply_from_gguf_files(harmony)
     known = {vocabulary["tokens"].index(name): name for name in names}
     found = {known[index] for index in load_tokenizer(file).eos_token_ids if index in known}
     assert found == ({"<|return|>", "<|call|>"} if harmony else {"<|end|>"})
+
+
+BY_ROLE = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+
+
+def test_tokens_that_bound_turns_are_in_no_reply_though_the_template_puts_them_together():
+    names = "<|system|><|user|><|assistant|><|tool|><|end|><|box|>"
+    plain = hugging_face(make_tokenizer(CHATML + "{# " + names + " #}", "byte-level").wrapped)
+    plain.chat_template = BY_ROLE
+    tokenizer = HuggingFaceTokenizer(plain)
+    assert "<|system|>" in tokenizer.control_tokens
+    assert "<|box|>" in tokenizer.reply_tokens  # which the template never writes
+    assert not {"<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|end|>"} & (
+        tokenizer.reply_tokens
+    )
