@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
-from .checks import is_encodable, named_arguments, unknown_argument
+from .checks import check_flag, is_encodable, named_arguments, unknown_argument
 from .errors import ConfigurationError
 
 LogitsProcessor = Callable[[Any, Any], Any]
@@ -119,7 +119,7 @@ class GenerationConfig:
                 _check_float(name, getattr(self, name), least=-LARGEST, most=LARGEST)
         if self.repetition_penalty is not None:
             _check_float("repetition_penalty", self.repetition_penalty, least=1e-6, most=1e6)
-        _check_bool("stop_in_reasoning", self.stop_in_reasoning)
+        check_flag("stop_in_reasoning", self.stop_in_reasoning)
         # The dataclass is frozen: normalized fields go in through the base class.
         object.__setattr__(self, "stop", _stop_strings(self.stop))
         object.__setattr__(self, "logit_bias", _logit_bias(self.logit_bias))
@@ -286,13 +286,6 @@ def _check_int(name: str, value: object, *, least: int, most: int = LARGEST_INT)
         )
     if not least <= value <= most:
         raise _out_of_range(name, bound, value)
-
-
-def _check_bool(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ConfigurationError(
-            f"{name} must be True or False, not {value!r}.", remedy=f"Pass {name} as a bool."
-        )
 
 
 def _check_float(name: str, value: object, *, least: float, most: float) -> None:

@@ -97,7 +97,7 @@ def _check_template(engine: Engine, model: str, text: str) -> None:
             "read. Put the text into your first message, or use another model."
         ) from error
     for sentence in left_out:
-        click.echo(f"segue: {sentence}", err=True)
+        write_remark(f"segue: {sentence}", error=True)
 
 
 def _check_output(output: Path) -> None:

@@ -35,7 +35,6 @@ def __getattr__(name: str) -> Any:
     if name == "CachingModel":
         from .mlx import CachingModel
 
-        CachingModel.__module__ = __name__
         return CachingModel
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

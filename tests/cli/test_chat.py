@@ -146,13 +146,7 @@ def test_a_reply_of_several_messages_is_shown_in_its_order(capsys, monkeypatch):
         f"<|channel|>{channel}<|message|>{text}" for channel, text in channels
     )
     shown, session = converse("hi", script=[said], tokenizer=Channels())
-    lines = [line.strip(" ▌\n") for line in shown.splitlines()]
-    places = [lines.index(line) for line in ("I look.", "yes")]
-    thought = [n for n, line in enumerate(lines) if "hm" in line]
-    assert places[0] < thought[0] < places[1]
-    # Paragraphs of their own.
-    assert not lines[places[0] + 1]
-    assert not lines[places[1] - 1]
+    assert "I look.\nreasoning:\nhm\nso\nanswer:\nyes\n" in shown
     assert session.history[-1] == Message.assistant("I look.\n\nyes", reasoning="hm\nso")
     monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
     engine = FakeEngine([said], tokenizer=Channels())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def test_a_saved_session_says_where_the_model_is_from_any_folder(folder, tmp_pat
     elsewhere.mkdir()
     for name in ("model", "./model", "elsewhere/../model", "~/model", "org/model", str(folder)):
         engine = segue.load(name)
-        assert engine.source == name
+        assert engine.source == os.path.expanduser(name)
         monkeypatch.chdir(elsewhere)
         ChatSession(engine).save("talk.segue")
         source = segue.SessionFile.read("talk.segue").origin.source

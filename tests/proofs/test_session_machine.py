@@ -55,6 +55,11 @@ MOST_CHECKPOINTS = CacheConfig().max_checkpoints
 TEXTS = st.text(alphabet="the é\n", max_size=8)
 
 
+def whole_of(text: str) -> str:
+    """What is left of a text without half a character at its end."""
+    return text.rstrip("\N{REPLACEMENT CHARACTER}")
+
+
 def say(ids: Sequence[int]) -> int:
     """The next token, by the text alone: the same conversation gets the same reply."""
     return SPOKEN[zlib.crc32(TOKENIZER.decode(ids).encode()) % len(SPOKEN)]
@@ -114,13 +119,7 @@ class SessionMachine(RuleBasedStateMachine):
         # A file without its cache does not say how much that was.
         missed = best < reply.reuse.held_tokens or reply.reuse.reason is MissReason.LOST
         assert missed or reply.reuse.reason is None
-        # The first message is what comes behind the opening; all of a prompt stays in later ones.
-        opening = (
-            rendered(self.session, [Message.user("")], prompt=False)
-            .removesuffix(END + "\n")
-            .rstrip()
-        )
-        self.places = [len(TOKENIZER.encode(opening)), len(ids)]
+        self.places = [self.opening(), len(ids)]
         self.started_at = best
         # Sampled ids stand wherever the render goes on from their text.
         whole = TOKENIZER.decode(ids)
@@ -129,6 +128,11 @@ class SessionMachine(RuleBasedStateMachine):
                 TOKENIZER.decode(before)
             )
         return reply
+
+    def opening(self) -> int:
+        """How many ids come before the first message. All of a prompt stays in later ones."""
+        first = rendered(self.session, [Message.user("")], prompt=False)
+        return len(TOKENIZER.encode(first.removesuffix(END + "\n").rstrip()))
 
     def finish(self, reply, streamed):
         """A turn is over: its text is recorded, with what was withheld behind what was streamed."""
@@ -222,6 +226,36 @@ class SessionMachine(RuleBasedStateMachine):
         except KeyboardInterrupt:
             assert self.session.cached_tokens >= min(at, reply.cached_tokens)
         self.finish(reply, streamed)
+
+    @rule(tokens=st.integers(0, 6))
+    def continue_the_reply(self, tokens):
+        self.settle()
+        if not self.expected or self.expected[-1].role is not Role.ASSISTANT:
+            with pytest.raises(HistoryError):
+                self.session.stream_continue()
+            return
+        said, before = self.expected.pop(), self.cache()
+        reply = self.session.stream_continue()
+        ids = ids_of(self.session)
+        prompt = rendered(self.session, self.expected, prompt=True)
+        # Half a character is said anew, if the cache does not hold the half.
+        said = said.text if TOKENIZER.decode(ids) == prompt + said.text else whole_of(said.text)
+        assert TOKENIZER.decode(ids) == prompt + said
+        best = min(common_prefix(before, ids), len(ids) - 1)
+        if not self.engine.trimmable and best < len(before):
+            best = max((mark for mark in self.marks if mark <= best), default=0)
+        self.marks = [mark for mark in self.marks if mark <= best]
+        assert reply.cached_tokens == reply.reuse.tokens == best
+        length = next(n for n in range(len(ids) + 1) if TOKENIZER.decode(ids[:n]) == prompt)
+        self.places = [self.opening(), length]
+        self.started_at = best
+        streamed = "".join(response.text for response in itertools.islice(reply, tokens))
+        reply.close()
+        self.finish(reply, streamed)
+        added, whole = self.expected.pop().text, self.session.history[-1].text
+        # Half a character becomes one where the two meet.
+        assert whole == said + added or whole.startswith(whole_of(said))
+        self.expected.append(Message.assistant(whole))
 
     def after_going_back(self, before):
         """The cache holds less of what it held, and is where it can be."""

@@ -268,7 +268,8 @@ class LeftOut:
         if any(squeezed(form) in bare for form in _escaped(content)):
             return None
         entries = self._renderer.entries(conversation)
-        entries[position] = self._probe(position, message, [WORD.format("y")])
+        parts = self._renderer.form_of(slot_of(position, message.role))
+        entries[position] = entry_of(message, parts=parts, words=WORD.format("y"))
         # If it can't be tried, the words may be anywhere.
         other = (self._renderer.tried(conversation, entries) or "").replace(MARK, "")
         start = common_prefix(text, other)
