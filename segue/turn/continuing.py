@@ -6,6 +6,9 @@ token. Where the cache holds something else (the session comes from a file witho
 message was edited, the reply ended in a stop string that isn't part of it), the reply is written
 out again, tags included, and encoded.
 
+*Contents are text.* What is written out is marked as the replies of a history are (`contents.py`):
+a message may have been edited, or come from elsewhere.
+
 *The end.* A token that ended the reply is left out, or there would be nothing to continue. Half a
 character at the end stays: the next tokens complete it.
 
@@ -19,11 +22,11 @@ from collections.abc import Callable
 from itertools import takewhile
 
 from ..engine import Tokenizer
-from ..ledger import TokenLedger
+from ..ledger import MARK, TokenLedger
 from ..messages import Message
 from ..text.form import ReplyForm
 from ..text.reader import ReplyReader
-from .prompts.contents import REPLACEMENT
+from .prompts.contents import REPLACEMENT, Controls
 from .prompts.spelling import encode_settled, encode_whole
 
 
@@ -35,6 +38,7 @@ def begun_reply(
     *,
     form: ReplyForm,
     reader: Callable[[], ReplyReader],
+    allow_control_tokens: bool,
 ) -> tuple[int, ...]:
     """Return the ids of a reply so far.
 
@@ -45,6 +49,7 @@ def begun_reply(
         cached: What the KV cache holds.
         form: How the reply is written.
         reader: Makes readers of the reply.
+        allow_control_tokens: See `Conversation.allow_control_tokens`.
     """
     length = len(prompt.ids)
     if cached.ids[:length] == prompt.ids:
@@ -55,23 +60,34 @@ def begun_reply(
         read.close()
         if (read.text, read.reasoning or None) == (said.text, said.reasoning):
             return ids
-    text = _written(said, form, opened=reader().in_reasoning)
+    controls = None if allow_control_tokens else Controls.of(tokenizer)
+    opened = reader().in_reasoning
+    if controls is None:
+        text = _written(said, form, opened=opened, mark=_without_mark)
+    else:
+        text = controls.settle(_written(said, form, opened=opened, mark=controls.mark_reply))
     ids_after = encode_settled(tokenizer, prompt.ids, text)
     return tuple(encode_whole(tokenizer, text) if ids_after is None else ids_after)
 
 
-def _written(said: Message, form: ReplyForm, *, opened: bool) -> str:
+def _without_mark(text: str) -> str:
+    return text.replace(MARK, REPLACEMENT)
+
+
+def _written(said: Message, form: ReplyForm, *, opened: bool, mark: Callable[[str], str]) -> str:
     """Return the text of a reply as a model writes it, as far as the message shows that.
 
     Args:
         said: The message.
         form: How the reply is written.
         opened: True if the prompt has opened the reasoning.
+        mark: Marks what the message says.
     """
     # Half a character was recorded as this: the model says the whole.
     reasoning, text = said.reasoning or "", said.text.rstrip(REPLACEMENT)
     if not said.text:
         reasoning = reasoning.rstrip(REPLACEMENT)
+    reasoning, text = mark(reasoning), mark(text)
     if form.harmony:
         thought = f"<|channel|>analysis<|message|>{reasoning}" if reasoning else ""
         between = "<|end|><|start|>assistant" if thought and text else ""

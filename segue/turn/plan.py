@@ -168,7 +168,15 @@ class Planner:
             ends = tokenizer.eos_token_ids
             return ReplyReader(tokenizer.detokenizer(), ends=ends, max_tokens=1, form=form)
 
-        return begun_reply(tokenizer, prompt.ledger, said, cached, form=form, reader=reader)
+        return begun_reply(
+            tokenizer,
+            prompt.ledger,
+            said,
+            cached,
+            form=form,
+            reader=reader,
+            allow_control_tokens=asked.allow_control_tokens,
+        )
 
     def plan_ahead(
         self, conversation: Conversation, config: GenerationConfig, cache: CacheView

@@ -89,7 +89,8 @@ class Controls:
         harmless = (tag for tag in tags if self._replied.search(tag, 0) is None)
         self._allowed = _Finder(text for text in {*in_replies, *harmless} if len(text) > 1)
         self._mark_said: Callable[..., str] = lru_cache(REMEMBERED)(self._marked_said)
-        self._mark_reply: Callable[[str], str] = lru_cache(REMEMBERED)(self._marked_reply)
+        self.mark_reply: Callable[[str], str] = lru_cache(REMEMBERED)(self._marked_reply)
+        """Returns the marked text of a reply."""
 
     @staticmethod
     def of(tokenizer: Tokenizer) -> Controls | None:
@@ -111,7 +112,7 @@ class Controls:
             if name in COMPARED
             else self._mark(
                 value,
-                self._mark_reply
+                self.mark_reply
                 if replied and name not in ("tool_calls", "name", "tool_call_id")
                 else self._mark_said,
             )
