@@ -381,10 +381,14 @@ class SessionCore:
         twin.cache = self.cache.fork()
         twin._planner = self._planner.copy()
         twin._turns, twin._prewarmed, twin._latest = [], 0, None
-        if twin._read is not None and twin.cache.offset < self._held:
-            twin._read = replace(twin._read, lost="this engine can't copy caches into forks")
-        twin._held = twin.cache.offset
+        twin._take_read(self)
         return twin
+
+    def _take_read(self, other: SessionCore) -> None:
+        """Note that the cache is a fork of another core's."""
+        self._read, self._held = other._read, self.cache.offset
+        if self._read is not None and self._held < other._held:
+            self._read = replace(self._read, lost="this engine can't copy caches into forks")
 
     def is_like(self, other: SessionCore) -> bool:
         """Return True if another core's context could be this one's."""
@@ -399,6 +403,7 @@ class SessionCore:
     def return_to(self, other: SessionCore) -> None:
         """Hold the conversation of a core that is like this one, and what its context holds."""
         self.cache = self.cache.replaced_by(other.cache)
+        self._take_read(other)
         self.conversation = other.conversation
 
     def set_overflow(self, on_overflow: OnOverflow) -> None:

@@ -350,6 +350,36 @@ def test_a_prompt_cache_of_other_instructions_says_so(tmp_path):
     assert reuse.reason is MissReason.INSTRUCTIONS
 
 
+def test_a_session_that_returned_to_a_fork_explains_itself_as_the_fork_would():
+    session = talk()
+    before = session.fork()
+    session.respond("what else?")
+    session.return_to(before)
+    assert ask(session).reason is None
+    before = session.fork()
+    session.clear()
+    session.return_to(before)
+    reuse = ask(session)
+    assert reuse.reason is None
+    assert reuse.tokens == reuse.held_tokens == reuse.shared_tokens > 0
+    other = session.fork()
+    other.respond("somewhere else?")
+    session.respond("here")
+    session.return_to(other)
+    assert ask(session).reason is None
+
+
+def test_a_return_to_a_fork_that_could_not_be_copied_says_so():
+    session = ChatSession(BareEngine(["one", "two", "three"]))
+    session.respond("Hi")
+    before = session.fork()
+    before.respond("And?")
+    session.return_to(before)
+    reuse = session.preview("Why?").reuse
+    assert reuse.reason is MissReason.LOST
+    assert "copy" in reuse.detail
+
+
 def test_forks_explain_themselves_and_clear_forgets():
     session = talk()
     twin = session.fork()
