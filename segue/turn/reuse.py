@@ -23,6 +23,7 @@ from ..conversation import Conversation
 from ..engine import Tokenizer
 from ..ledger import TokenLedger, common_prefix
 from ..messages import Message
+from ..tool_call import ToolCall
 from ..usage import MissReason, Reuse
 from .plan import TurnPlan
 from .prompts.rendering import Renderer, squeezed
@@ -122,6 +123,11 @@ def explain(tokenizer: Tokenizer, opening: Opening, plan: TurnPlan, reused: int)
 def _reuse(cause: _Cause | None, reused: int, plan: TurnPlan, held: int, shared: int) -> Reuse:
     reason, index, detail = (None, None, "") if cause is None else cause
     return Reuse(reused, plan.length, reason, index, held, shared, detail)
+
+
+def _called_with(call: ToolCall, other: str) -> ToolCall:
+    arguments = other if isinstance(call.arguments, str) else {OTHERS[-1]: other}
+    return replace(call, arguments=arguments)
 
 
 def _taken_back(read: Read, new: Conversation) -> _Cause:
@@ -313,7 +319,10 @@ class _Parting:
             for other in OTHERS:
                 message = messages[index]
                 bare = Message(message.role, other, message.name, (), message.tool_call_id)
-                for instead in (bare, replace(message, content=other)):
+                # Where a result follows, its call has to stay; not so what it is called with.
+                calls = tuple(_called_with(call, other) for call in message.tool_calls)
+                called = replace(message, tool_calls=calls)
+                for instead in (bare, called, replace(message, content=other)):
                     text = self._rendered(
                         self._new.with_messages(
                             (*messages[:index], instead, *messages[index + 1 :])

@@ -12,6 +12,7 @@ from segue import (
     ChatSession,
     GenerationConfig,
     GenerationError,
+    Message,
     MissReason,
     Reuse,
     load_prompt_cache,
@@ -391,6 +392,19 @@ def test_forks_explain_themselves_and_clear_forgets():
     session.clear()
     reuse = ask(session)
     assert (reuse.reason, reuse.held_tokens) == (None, 0)
+
+
+@pytest.mark.parametrize("arguments", ['{"q": 1}', '{"q":', ""])
+def test_a_call_that_is_rendered_otherwise_is_named(arguments):
+    """As gpt-oss writes its calls, and its template does not."""
+    tokenizer = make_tokenizer(OURS["harmony"], "byte-level")
+    reply = f"<|channel|>commentary to=functions.f <|constrain|>json<|message|>{arguments}"
+    ids = [*tokenizer.encode(reply), tokenizer.vocabulary["<|call|>"]]
+    session = ChatSession(FakeEngine([ids, "x"], tokenizer=tokenizer))
+    session.respond("Hi", max_tokens=200)
+    (call,) = session.history[-1].tool_calls
+    reuse = session.preview(Message.tool("fine", call=call)).reuse
+    assert (reuse.reason, reuse.message_index) == (MissReason.TEMPLATE, 1)
 
 
 # --- published templates ------------------------------------------------------------------------
