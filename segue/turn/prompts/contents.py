@@ -312,9 +312,8 @@ class _Finder:
 
     def at(self, text: str, start: int) -> list[str]:
         """Return those of the texts that begin at an offset, longest first."""
-        lengths = self._lengths.get(text[start : start + 2], ())
-        pieces = (text[start : start + length] for length in lengths)
-        return [piece for piece in pieces if piece in self._texts]
+        lengths, texts = self._lengths.get(text[start : start + 2], ()), self._texts
+        return [piece for length in lengths if (piece := text[start : start + length]) in texts]
 
     def search(self, text: str, start: int) -> tuple[int, list[str]] | None:
         """Return the first offset where any of the texts begin, and these, longest first."""

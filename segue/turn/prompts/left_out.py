@@ -17,14 +17,16 @@ import html
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from ...conversation import Conversation
 from ...errors import LostWordsError, TemplateError
 from ...ledger import MARK, common_prefix
 from ...messages import Message, Role
+from .contents import REMEMBERED
 from .rendering import AFTERWARDS, WORD, Renderer, entry_of, slot_of, squeezed, whole_of
 
 # Shorter texts, white space aside, may be in a prompt by chance.
@@ -108,6 +110,8 @@ class LeftOut:
         # What was found to be rendered, under these arguments of the template.
         self._kwargs: Mapping[str, Any] | None = None
         self._rendered: set[tuple[object, ...]] = set()
+        # A history is not squeezed again in each turn.
+        self._squeezed: Callable[[str], str] = lru_cache(REMEMBERED)(squeezed)
 
     def ignored(self, conversation: Conversation, text: str) -> Iterable[str]:
         """Return the arguments with words for the model that a template does not render.
@@ -209,23 +213,26 @@ class LeftOut:
 
     def _suspects(self, messages: Sequence[Message], text: str) -> dict[int, bool]:
         """Return the messages that may be missing, and whether their words were found."""
-        bare = squeezed(text)
+        bare = ""
         suspects: dict[int, bool] = {}
-        said = [squeezed(message.text) for message in messages]
+        said = [self._squeezed(message.text) for message in messages]
         times = Counter(said)
         after = 0
         for position, (message, words) in enumerate(zip(messages, said, strict=True)):
             if not words and not message.tool_calls:
                 continue
-            start = bare.find(words, after)
-            certain = start >= 0 and len(words) >= CERTAIN and times[words] == 1
+            # As a rule, a message is in the text as it is, and after the one before it.
+            start = text.find(message.text.strip(), after)
+            found = start >= 0
+            if found:
+                after = start
+            else:
+                bare = bare or squeezed(text)
+                found = words in bare
+            certain = found and len(words) >= CERTAIN and times[words] == 1
             certain = certain and not message.tool_calls
-            if start < 0:
-                start = bare.find(words)
-            if start >= 0:
-                after = start + len(words)
-            if start < 0 or not (certain or _shape(messages, position) in self._rendered):
-                suspects[position] = start >= 0
+            if not found or not (certain or _shape(messages, position) in self._rendered):
+                suspects[position] = found
         return suspects
 
     def _probed(
