@@ -103,9 +103,9 @@ def explain(tokenizer: Tokenizer, opening: Opening, plan: TurnPlan, reused: int)
     elif there < shared and read.lost:
         cause, shared = _Cause(MissReason.LOST, None, read.lost), there
     elif read.left is not None and read.left < shared:
-        cause = _taken_back(read, plan.conversation)
+        cause = _taken_back(read, _spoken(plan))
         went_further = there < min(read.left, shared)
-    elif common < len(before):
+    elif common < len(before) and not (plan.begun and common == len(prompt)):
         cause = _Parting(tokenizer, read.conversation, read.ledger, plan, shared).cause()
     else:
         cause = None
@@ -123,6 +123,11 @@ def explain(tokenizer: Tokenizer, opening: Opening, plan: TurnPlan, reused: int)
 def _reuse(cause: _Cause | None, reused: int, plan: TurnPlan, held: int, shared: int) -> Reuse:
     reason, index, detail = (None, None, "") if cause is None else cause
     return Reuse(reused, plan.length, reason, index, held, shared, detail)
+
+
+def _spoken(plan: TurnPlan) -> Conversation:
+    """Return a turn's conversation, with the reply so far if it is continued."""
+    return plan.conversation if plan.said is None else plan.conversation.extended(plan.said)
 
 
 def _called_with(call: ToolCall, other: str) -> ToolCall:
@@ -168,15 +173,19 @@ class _Parting:
         # The turn's own would forget what it found out, as arguments of the template change.
         self._renderer = Renderer(tokenizer)
         self._old, self._new = old, plan.conversation
+        self._spoken = _spoken(plan)
         self._dropped = bool(plan.dropped)
         self._ledger = ledger
-        self._text = plan.prompt.ledger.text
+        # What is rendered; a reply that is continued comes after it.
+        asked = plan.prompt.ledger
+        self._text = asked.truncate(len(asked.ids) - len(plan.begun)).text
+        self._length = len(asked.text)
         self._shared = shared
         # Where the texts part, and where the ids do.
-        self._parted = common_prefix(ledger.text, self._text)
+        self._parted = common_prefix(ledger.text, asked.text)
         self._kept = self._chars(shared)
         # The first message that is another.
-        self._first = common_prefix(old.messages, self._new.messages)
+        self._first = common_prefix(old.messages, self._spoken.messages)
 
     def cause(self) -> _Cause | None:
         """Return the reason; ``None`` if only the end of the last reply is another."""
@@ -199,6 +208,9 @@ class _Parting:
             if len(changes) == 1 and changes[0][1] is None:
                 return changes[0][0]
         index = self._index_at(self._parted)
+        if index == len(self._new.messages):  # the reply so far: after a stop string, say
+            detail = f"{self._named(index)} was cached otherwise than it was recorded"
+            return _Cause(MissReason.MESSAGE, index, detail)
         if extended and index is not None:
             index = min(index, len(self._old.messages) - 1)
         detail = f"the chat template rendered {self._named(index)} otherwise than before"
@@ -225,7 +237,7 @@ class _Parting:
             cause = _Cause(MissReason.INSTRUCTIONS, None, "the instructions changed")
             found.append((cause, self._differs(replace(new, instructions=old.instructions))))
         if self._first < len(old.messages):
-            cause = _other_message(new, self._first)
+            cause = _other_message(self._spoken, self._first)
             if self._dropped:
                 detail = f"messages from {self._first} on were dropped to make room"
                 cause = _Cause(MissReason.DROPPED, self._first, detail)
@@ -277,6 +289,8 @@ class _Parting:
     def _index_at(self, place: int) -> int | None:
         """Return the message that a character of the prompt belongs to; ``None`` before them."""
         messages = self._new.messages
+        if self._spoken is not self._new and place >= len(self._text):
+            return len(messages)
         start, end = self._span_of_instructions()
         if start is not None and end is not None and start <= place < end:
             return None
@@ -313,6 +327,8 @@ class _Parting:
 
     def _span_of(self, index: int) -> tuple[int | None, int | None]:
         messages = self._new.messages
+        if index == len(messages):  # the reply so far
+            return len(self._text), self._length
 
         def changed() -> list[str | None]:
             texts = []
@@ -348,4 +364,4 @@ class _Parting:
     def _named(self, index: int | None) -> str:
         if index is None:
             return "its beginning" if self._new.instructions is None else "the instructions"
-        return f"message {index} ({self._new.messages[index].role})"
+        return f"message {index} ({self._spoken.messages[index].role})"

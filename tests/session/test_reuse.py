@@ -394,6 +394,37 @@ def test_forks_explain_themselves_and_clear_forgets():
     assert (reuse.reason, reuse.held_tokens) == (None, 0)
 
 
+CONTINUED = [
+    (None, None, None, "all that was cached but for its end"),
+    (lambda s: s.edit(-1, "other words, and many"), MissReason.MESSAGE, 1, "another than before"),
+    (set_instructions, MissReason.INSTRUCTIONS, None, "the instructions changed"),
+]
+
+
+@pytest.mark.parametrize(("change", "reason", "index", "words"), CONTINUED)
+@pytest.mark.parametrize("template", ["chatml", "harmony"])
+def test_a_continued_reply_says_what_of_it_is_another(change, reason, index, words, template):
+    tokenizer = make_tokenizer(OURS[template], "byte-level")
+    session = ChatSession(FakeEngine(["the fox", "!"], tokenizer=tokenizer), instructions=BRIEF)
+    session.respond("what is it?")
+    if change is not None:
+        change(session)
+    with session.stream_continue() as reply:
+        list(reply)
+    assert (reply.reuse.reason, reply.reuse.message_index) == (reason, index)
+    assert words in str(reply.reuse)
+
+
+def test_a_reply_continued_after_a_stop_string_blames_no_template():
+    tokenizer = make_tokenizer(OURS["harmony"], "byte-level")
+    session = ChatSession(FakeEngine(["hello the fox says one", "!"], tokenizer=tokenizer))
+    session.respond("Hi", stop=["says"])
+    with session.stream_continue() as reply:
+        list(reply)
+    assert (reply.reuse.reason, reply.reuse.message_index) == (MissReason.MESSAGE, 1)
+    assert "recorded" in reply.reuse.detail
+
+
 @pytest.mark.parametrize("arguments", ['{"q": 1}', '{"q":', ""])
 def test_a_call_that_is_rendered_otherwise_is_named(arguments):
     """As gpt-oss writes its calls, and its template does not."""
