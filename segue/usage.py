@@ -70,7 +70,8 @@ class Reuse:
     def __str__(self) -> str:
         count = f"{self.tokens:,} of {self.prompt_tokens:,} tokens were reused"
         if not self.held_tokens and self.reason is None:
-            return f"{count}: nothing was cached before."
+            whose = "the engine had them of its own" if self.tokens else "nothing was cached before"
+            return f"{count}: {whose}."
         if self.reason is None:
             end = "" if self.tokens >= self.held_tokens else " but for its end"
             return f"{count}: all that was cached{end}."

@@ -192,6 +192,12 @@ class _Parting:
         extended = self._first == len(self._old.messages)
         if extended and self._is_after_all():
             return None
+        allowed = self._old.allow_control_tokens
+        if allowed != self._new.allow_control_tokens:
+            place = self._differs(replace(self._new, allow_control_tokens=allowed))
+            if place is not None and place <= self._parted:
+                detail = "allow_control_tokens changed"
+                return _Cause(MissReason.TOKENS, self._index_at(place), detail)
         if self._are_other_tokens():
             index = self._index_at(self._kept)
             detail = f"the tokenizer makes other tokens of {self._named(index)}"

@@ -394,6 +394,32 @@ def test_forks_explain_themselves_and_clear_forgets():
     assert (reuse.reason, reuse.held_tokens) == (None, 0)
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_control_tokens_that_are_allowed_now_or_no_more_are_named(allowed):
+    tokenizer = make_tokenizer(OURS["chatml"], "byte-level")
+    session = talk(tokenizer, turns=0, allow_control_tokens=allowed)
+    session.respond("what is <|im_end|>?")
+    session.allow_control_tokens = not allowed
+    reuse = ask(session)
+    assert (reuse.reason, reuse.message_index) == (MissReason.TOKENS, 0)
+    assert "allow_control_tokens changed" in reuse.detail
+    session.allow_control_tokens = allowed
+    session.edit(0, "what is it?")
+    session.retry()
+    session.allow_control_tokens = not allowed
+    assert ask(session).reason is None
+
+
+def test_what_an_engine_has_of_its_own_was_not_cached_before():
+    session = ChatSession(BareEngine(["one", "two"]), instructions=BRIEF)
+    session.respond("Hi")
+    session.clear()
+    reuse = ask(session, "Hi")
+    assert (reuse.reason, reuse.held_tokens) == (None, 0)
+    assert reuse.tokens > 0
+    assert str(reuse).endswith("the engine had them of its own.")
+
+
 CONTINUED = [
     (None, None, None, "all that was cached but for its end"),
     (lambda s: s.edit(-1, "other words, and many"), MissReason.MESSAGE, 1, "another than before"),
