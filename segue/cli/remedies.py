@@ -29,6 +29,8 @@ REMEDIES: dict[type[SegueError], str] = {
 PHRASES = [
     (r"Decode the text with errors='replace' where it comes from\.", "Type it again without that."),
     (r", or call prewarm\(\)", ""),
+    (r"; retry\(\) answers", "; /retry answers"),
+    (r"Pass them: respond\(.*\)\.", "/undo takes the turn back."),
     (r"Save the session instead: save\(path\)\.", "/save NAME saves the session instead."),
     (r"segue\.load_prompt_cache", "segue chat --cache"),
     (r"ChatSession\.open", "segue chat --session"),

@@ -87,8 +87,11 @@ def retry(chat: Chat, _: str) -> None:
 @COMMANDS.add("/continue", "continue a reply that was cut or stopped")
 def continue_reply(chat: Chat, _: str) -> None:
     """Continue the last reply where it ended."""
+    before = chat.session.history
     with chat.branches.current.changes.noting(chat.session, "/continue"):
-        chat.answer(chat.session.stream_continue)
+        begun = chat.answer(chat.session.stream_continue)
+    if begun and chat.session.history == before:
+        chat.note("The model added nothing; the reply stays as it was.")
 
 
 @COMMANDS.add("/edit TEXT", "replace your last message, and have it answered")
