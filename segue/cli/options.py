@@ -92,6 +92,9 @@ OPTIONS = {
     ),
 }
 
+# What a chat takes for a setting that is one or the other.
+ON_OR_OFF = {"on": True, "true": True, "off": False, "false": False}
+
 # What may be done about a full context; see ChatSession.
 OVERFLOWS = ("error", "drop-oldest")
 
@@ -163,7 +166,7 @@ def parsed_setting(name: str, value: str) -> tuple[str, Any]:
 
     Args:
         name: One of `reply_settings`.
-        value: The value; ``"off"`` for the default.
+        value: The value; ``"off"`` for the default, ``"on"`` or ``"off"`` for what is either.
 
     Returns:
         The field of `GenerationConfig`, and its value.
@@ -178,6 +181,13 @@ def parsed_setting(name: str, value: str) -> tuple[str, Any]:
             remedy=f"Did you mean {near[0]}?" if near else "/set lists them.",
         )
     field = GenerationConfig.__dataclass_fields__[name.replace("-", "_")]
+    if isinstance(field.default, bool):
+        try:
+            return field.name, ON_OR_OFF[value.lower()]
+        except KeyError:
+            raise ConfigurationError(
+                f"The setting {name} must be on or off, not {value!r}.", remedy=f"/set {name} on"
+            ) from None
     if value == "off":
         return field.name, field.default
     if field.name == "stop":
@@ -190,6 +200,13 @@ def parsed_setting(name: str, value: str) -> tuple[str, Any]:
         raise ConfigurationError(
             f"The setting {name} must be {wanted}, not {value!r}.", remedy=f"/set {name} NUMBER"
         ) from None
+
+
+def shown_value(value: object) -> object:
+    """Return a setting's value as a chat shows it, and takes it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "off" if value in (None, ()) else value
 
 
 def _is_whole(field: dataclasses.Field[Any]) -> bool:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 import segue
-from kit.chats import contents, letters, talk, told
+from kit.chats import alone, chat_of, contents, letters, talk, told
 from kit.command import complaint, run, shown
-from segue import GenerationConfig, SessionFile
+from segue import ChatSession, GenerationConfig, Message, SessionFile, ToolCall
 from segue.cli.options import reply_settings
 from segue.cli.remedies import for_person, in_their_words
 from segue.cli.sessions.folder import session_path
@@ -55,8 +55,26 @@ def test_a_cut_reply_can_be_continued_and_that_taken_back():
 
 def test_without_a_reply_there_is_nothing_to_continue():
     chat = talk("/continue", "hi")
-    assert "failed" not in told(chat)[0]
+    assert told(chat)[0].endswith("/retry answers a question that has no reply.")
     assert contents(chat.session.history) == ["hi", "a"]
+
+
+def test_a_reply_that_calls_tools_is_not_continued():
+    history = [Message.user("hi"), Message.assistant("", tool_calls=[ToolCall("look", {})])]
+    session = ChatSession(FakeEngine(letters()), history=history)
+    chat = chat_of(alone(session), "/continue")
+    chat.run()
+    assert told(chat)[0] == (
+        "The last reply calls tools, so it waits for their results. /undo takes the turn back."
+    )
+
+
+def test_of_a_reply_that_was_complete_it_is_said():
+    chat = talk("hi", "/continue", "/undo", engine=FakeEngine(["abc", ""]))
+    assert told(chat)[1] == "The model added nothing; the reply stays as it was."
+    assert contents(chat.session.history) == []
+    cut = talk("hi", "/continue", engine=FakeEngine(letters()))
+    assert not any("added nothing" in line for line in told(cut))
 
 
 def test_a_reply_cut_by_a_full_context_says_so_and_what_to_do():
@@ -122,9 +140,18 @@ def test_settings_can_be_changed_in_the_chat():
     }
 
 
+def test_what_is_on_or_off_can_be_set_so():
+    lines = ["/set", "/set stop-in-reasoning on", "/set", "/set stop_in_reasoning off", "/set"]
+    chat = talk(*lines, "/set stop-in-reasoning On", "hi")
+    assert chat.session.generation.stop_in_reasoning is True
+    shown = [line for line in told(chat) if line.startswith("stop-in-reasoning")]
+    assert [line.split()[1] for line in shown] == ["off", "on", "off"]
+
+
 @pytest.mark.parametrize(
     ("line", "answer"),
     [
+        ("/set stop-in-reasoning 1", "The setting stop-in-reasoning must be on or off, not '1'."),
         ("/set temperature", "The setting temperature must be a number, not ''."),
         ("/set temperature hot", "The setting temperature must be a number, not 'hot'."),
         ("/set max-tokens 1.5", "The setting max-tokens must be a whole number, not '1.5'."),

@@ -75,6 +75,7 @@ class Takes(Enum):
     NUMBER = "N"
     TEXT = "TEXT"
     NAME = "NAME"
+    SETTING = "NAME VALUE"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ A command is its exact name with what it takes, and nothing else (`Takes`):
 - A command that takes nothing, or a number, has nothing else after it. "/clear the table, said the
   butler" is a message.
 - A name may have several words, but it must be one: "/open the door, please" is a message.
+- So is what follows the name of a setting, or is at most two words: "/set stop Human:".
 - A text may have any words, and lines. All other commands are a single line.
 - Everything else is a message, as it was typed: "/* adds */", "// TODO", "/etc/hosts".
 
@@ -24,6 +25,7 @@ from ....errors import ConfigurationError
 from ...process.input import without_mark
 from ...sessions.folder import check_target
 from .command import Command, Takes
+from .settings import is_setting
 
 SAY = "say"
 # How other chats call these commands.
@@ -82,6 +84,8 @@ def read(typed: str, commands: Mapping[str, Command]) -> Said | Called | Refused
     match command.takes:
         case Takes.NAME:
             return Called(command, argument) if one_word or _is_name(argument) else Said(typed)
+        case Takes.SETTING:
+            return Called(command, argument) if _is_setting(argument) else Said(typed)
         case Takes.NUMBER:
             return Called(command, argument) if one_word else Said(typed)
         case _:
@@ -95,6 +99,12 @@ def _is_name(argument: str) -> bool:
     except ConfigurationError:
         return False
     return True
+
+
+def _is_setting(argument: str) -> bool:
+    words = argument.split()
+    # A value may be any text, and a name may be misspelled.
+    return len(words) <= 2 or is_setting(words[0]) or _is_name(argument)
 
 
 def _unknown(name: str, commands: Mapping[str, Command]) -> str:

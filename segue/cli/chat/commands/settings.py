@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ....errors import ConfigurationError, TemplateError
 from ....session import ChatSession
-from ...options import OVERFLOWS, option_name, parsed_setting, reply_settings
+from ...options import OVERFLOWS, option_name, parsed_setting, reply_settings, shown_value
 from ...output.screen import show_remark, show_text
 from .command import Chat, Commands
 
@@ -59,6 +59,15 @@ def set_instructions(session: ChatSession, text: str | None) -> None:
         raise
 
 
+def is_setting(name: str) -> bool:
+    """Return True if `/set` takes such a name, however it is written."""
+    return _plain(name) in (*reply_settings(), ON_OVERFLOW)
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("--").replace("_", "-")
+
+
 @COMMANDS.add("/set [NAME VALUE]", "change a setting of replies, or show them")
 def change_setting(chat: Chat, argument: str) -> None:
     """Change a setting of replies, or show them all."""
@@ -66,12 +75,11 @@ def change_setting(chat: Chat, argument: str) -> None:
     if not argument:
         for name in reply_settings():
             value = getattr(session.generation, name.replace("-", "_"))
-            shown = "off" if value in (None, ()) else value
-            show_remark(chat.console, f"{name} {shown}")
+            show_remark(chat.console, f"{name} {shown_value(value)}")
         show_remark(chat.console, f"{ON_OVERFLOW} {session.on_overflow}")
         return
     name, _, value = argument.partition(" ")
-    name, value = name.removeprefix("--").replace("_", "-"), value.strip()
+    name, value = _plain(name), value.strip()
     if name == ON_OVERFLOW:
         if value not in OVERFLOWS:
             raise ConfigurationError(
