@@ -22,6 +22,13 @@ class GroupedOption(click.Option):
         super().__init__(*args, **kwargs)
         self.group = group
 
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option and its help: ``--x / --no-x`` as ``--[no-]x``, so that it fits."""
+        record = super().get_help_record(ctx)
+        if record is None or not self.secondary_opts:
+            return record
+        return record[0].replace("--", "--[no-]", 1).partition(" / ")[0], record[1]
+
 
 class GroupedCommand(click.Command):
     """A command whose help lists options by group, groups in the order of their first option."""

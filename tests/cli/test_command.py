@@ -57,7 +57,8 @@ def test_every_setting_has_an_option(capsys):
     }
     assert fields == set(OPTIONS) | set(LEFT_OUT)
     for name in OPTIONS:
-        assert f"--{name.replace('_', '-')} " in shown
+        option = f"--{name.replace('_', '-')}"
+        assert f"{option} " in shown or f"--[no-]{option[2:]} " in shown
 
 
 # The options of a chat by the groups of its help.
@@ -83,8 +84,8 @@ def grouped(text: str) -> dict[str, list[str]]:
     for line in text.splitlines():
         if re.fullmatch(r"[A-Z].*:", line):
             options = groups.setdefault(line[:-1], [])
-        elif option := re.match(r"  (?:-\w, )?(--[\w-]+)", line):
-            options.append(option[1])
+        elif option := re.match(r"  (?:-\w, )?(--(?:\[no-\])?[\w-]+)", line):
+            options.append(option[1].replace("[no-]", ""))
     return groups
 
 
@@ -98,6 +99,9 @@ def test_the_help_of_a_chat_is_in_groups_that_line_up(capsys):
         if found
     }
     assert len(starts) == 1
+    # Each option stands beside what it does.
+    assert starts.pop() < 32
+    assert "  --[no-]stop-in-reasoning     Let" in text
     for line in ("  -m, --model NAME ", "  -s, --system TEXT ", "  -t, --temperature NUMBER "):
         assert line in text
 
