@@ -10,6 +10,7 @@ import re
 import signal
 import sys
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import pexpect
@@ -95,6 +96,21 @@ def test_an_error_commands_no_terminal():
     failure = ZeroDivisionError(EVIL)
     shown, _ = converse("hi", fail_at=[1], failure=failure)
     assert f"The turn failed (ZeroDivisionError): {SEEN}" in shown.replace("\n", "")
+
+
+def test_why_reading_ahead_failed_commands_no_terminal(monkeypatch):
+    monkeypatch.setattr("segue.cli.chat.statistics.failure", lambda session: EVIL)
+    shown = terminal_chat(ChatSession(FakeEngine([])), "/stats", width=200)
+    assert f"reading ahead failed    {SEEN}" in shown
+
+
+def test_the_help_of_a_narrow_terminal_is_whole():
+    narrow, wide = (
+        terminal_chat(ChatSession(FakeEngine([])), "/help", "/stats", width=width)
+        for width in (20, 200)
+    )
+    assert "…" not in narrow
+    assert Counter("".join(narrow.split())) == Counter("".join(wide.split()))
 
 
 def test_tool_calls_and_tools_are_shown_as_they_are():

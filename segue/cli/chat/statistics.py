@@ -9,6 +9,7 @@ from rich.text import Text
 
 from ...config import GenerationConfig
 from ...messages import Message
+from ...printable import printable
 from ...response import FinishReason, GenerationResponse
 from ...session import ChatSession
 from ...usage import MissReason, Reuse, TurnUsage
@@ -124,6 +125,10 @@ def usage_table(session: ChatSession) -> Table:
     if why := failure(session):
         rows["reading ahead failed"] = why
     table = Table(show_header=False, box=None, pad_edge=False)
+    # In a narrow terminal, what is too long for its column goes on in the next line.
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     for name, value in rows.items():
-        table.add_row(name, Text(value))
+        # Why something failed may quote others.
+        table.add_row(name, Text(printable(value)))
     return table

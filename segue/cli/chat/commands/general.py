@@ -15,6 +15,9 @@ COMMANDS = Commands()
 def show_help(chat: Chat, _: str) -> None:
     """List the commands."""
     table = Table(show_header=False, box=None, pad_edge=False)
+    # In a narrow terminal, what is too long for its column goes on in the next line.
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     for command in chat.commands.values():
         table.add_row(command.usage, command.help)
     show_table(chat.console, table)
