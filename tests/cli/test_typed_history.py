@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
+from pathlib import Path
 
+import platformdirs
 import pytest
 
 from kit.spawned import READY, spawn
@@ -124,3 +128,18 @@ def test_a_chat_begins_without_it_after_one_warning(data_folder):
     child.expect("$")
     child.wait()
     assert child.exitstatus == 0
+
+
+def test_what_comes_back_from_the_file_does_not_command_the_terminal(data_folder):
+    path = Path(platformdirs.user_data_dir("segue", appauthor=False)) / "prompts"
+    path.parent.mkdir(parents=True)
+    path.write_text("# then\n+see \x1b]0;t\x07\u202egpj.exe\u2066 \x9b2J done\n", encoding="utf-8")
+    child = spawn()
+    child.logfile_read = log = io.StringIO()
+    child.expect(READY)
+    child.send(UP)
+    child.expect("done")
+    child.terminate()
+    shown = re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", log.getvalue())
+    assert "<U+202E>gpj.exe<U+2066>" in shown
+    assert not set("\x07\x9b\u202e\u2066") & set(shown)
