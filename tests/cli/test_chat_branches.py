@@ -104,6 +104,14 @@ def test_at_temperature_0_what_was_stopped_or_asked_otherwise_is_answered_again(
     assert told(chat)[-1].startswith("At temperature 0 ")
 
 
+def test_at_temperature_0_other_settings_may_make_another_reply():
+    engine = FakeEngine(["abcdef", "abcdef", "xyz", "q"])
+    chat = talk("hi", "/set max-tokens 6", "/retry", "/set repetition-penalty 1.5", "/retry",
+                "/retry", engine=engine, generation=GenerationConfig(max_tokens=3))  # fmt: skip
+    assert contents(chat.session.history) == ["hi", "xyz"]
+    assert told(chat)[-1].startswith("At temperature 0 ")
+
+
 def test_each_reply_to_a_message_has_a_seed_of_its_own(monkeypatch):
     engine = FakeEngine(letters())
     seeds = []

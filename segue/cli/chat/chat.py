@@ -231,8 +231,8 @@ class TerminalChat:
         show_remark(self.console, text, "red")
 
     def _state(self) -> object:
-        """Everything that a reply depends on, except settings."""
-        return self.session.history, self.session.instructions
+        """Everything that a reply depends on."""
+        return self.session.history, self.session.instructions, self.session.generation
 
 
 class _ReplyView:
