@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 
 import pytest
@@ -204,3 +205,16 @@ def test_shells_complete_names(capsys, monkeypatch, words):
         )
         == "plain,train\nplain,trip\n"
     )
+
+
+def test_shells_complete_only_what_is_a_name(capsys, monkeypatch):
+    write("trip")
+    for name in ("t\x1b[2J", "two\nlines", "t;ls", os.fsdecode(b"t\xff")):
+        try:
+            (sessions_folder() / f"{name}.segue").touch()
+        except OSError:
+            continue  # not every file system takes any bytes
+    monkeypatch.setenv("_SEGUE_COMPLETE", "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", "segue sessions show t")
+    monkeypatch.setenv("COMP_CWORD", "3")
+    assert shown(capsys) == "plain,trip\n"

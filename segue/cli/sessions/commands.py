@@ -19,6 +19,7 @@ from .folder import (
     ENDING,
     composed,
     existing_path,
+    is_name,
     lock_session,
     saved_sessions,
     session_names,
@@ -40,7 +41,9 @@ def complete_name(
         names = session_names()
     except SessionFileError:
         return []
-    return [CompletionItem(name) for name in names if name.startswith(composed(incomplete))]
+    begun = composed(incomplete)
+    # A file that was named otherwise is opened by its path.
+    return [CompletionItem(name) for name in names if name.startswith(begun) and is_name(name)]
 
 
 name_argument = click.argument("name", metavar="NAME", shell_complete=complete_name)

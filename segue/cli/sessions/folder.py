@@ -95,6 +95,15 @@ def check_name(name: str) -> str:
     return name
 
 
+def is_name(name: str) -> bool:
+    """True for a valid name."""
+    try:
+        check_name(name)
+    except ConfigurationError:
+        return False
+    return True
+
+
 def existing_path(target: str) -> Path:
     """The file of a session that exists.
 
