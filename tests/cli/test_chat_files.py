@@ -360,3 +360,19 @@ def test_a_branch_that_nobody_opened_has_its_file_alone():
     branch.save_changes()
     branch.close()
     assert branch.session is None
+
+
+def test_who_leaves_what_could_not_be_saved_is_asked_once(monkeypatch):
+    def full(self, path):
+        raise SessionFileError("The disk is full.", remedy="Make room.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatSession, "save", full)
+        chat = talk("hi", EOFError(), "ho", EOFError(), EOFError(), "he", session="trip")
+    assert contents(chat.session.history) == ["hi", "a", "ho", "b"]
+    lines = told(chat)
+    for size in ("trip (1 turn)", "trip (2 turns)"):
+        note = f"Not saved: {size}. /switch NAME and /save NAME keep one; /quit again leaves."
+        assert note in lines
+    saved = talk("hi", EOFError(), "ho", session="trip")
+    assert contents(saved.session.history) == ["hi", "a"]

@@ -99,6 +99,12 @@ class Branch:
         assert self.session is not None
         return f"{self.name}: {count(len(turns_taken(self.session.history)), 'turn')}."
 
+    @property
+    def behind(self) -> bool:
+        """True if the branch's file lacks something, because it could not be written."""
+        here = self.path is not None and self.session is not None
+        return here and self._saved_state != self._state()
+
     def open(self, open_session: OpenSession) -> None:
         """Open the branch's file, if the session is not in memory."""
         if self.session is None:
@@ -114,7 +120,7 @@ class Branch:
         Raises:
             SessionFileError: if the file can't be written; the next call tries again.
         """
-        if self.path is not None and self._saved_state != self._state():
+        if self.behind and self.path is not None:
             self.save(self.path)
 
     def save(self, path: Path) -> None:
@@ -186,14 +192,16 @@ class Branches:
     def unsaved(self) -> list[Branch]:
         """The branches that end with the chat, although something was said in them.
 
-        Empty if the chat has but one branch: whoever leaves that one sees it.
+        A branch that has no file counts only if the chat has others: whoever leaves the only one
+        sees it.
         """
-        if len(self._branches) == 1:
-            return []
+        several = len(self._branches) > 1
         return [
             branch
             for branch in self._branches.values()
-            if branch.path is None and branch.session and branch.session.history
+            if branch.session
+            and branch.session.history
+            and (branch.behind or (several and branch.path is None))
         ]
 
     def save_changes(self) -> None:
