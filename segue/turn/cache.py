@@ -33,7 +33,7 @@ from ..ledger import TokenLedger, tokens_to_keep
 from ..prompt_cache import PromptCache
 from ..tokenizer import unknown_ids
 from .plan import CacheView
-from .prompts.spelling import append_reply, settle_saved
+from .prompts.spelling import append_reply, is_spelled, settle_saved
 
 PROMPT_LOOKUP = "prompt-lookup"
 Capability = TypeVar("Capability")
@@ -264,6 +264,9 @@ class CachedContext:
         if context.offset != self.prefix + len(ledger.ids):
             context.rewind(self.prefix)
             return {"cache": "it holds another number of tokens than the file names"}
+        if not is_spelled(self._engine.tokenizer, ledger):
+            context.rewind(self.prefix)
+            return {"cache": "its tokens do not spell the text that the file has for them"}
         self.ledger = settle_saved(self._engine.tokenizer, ledger)
         return unused
 

@@ -11,6 +11,9 @@ from kit.oracle import TOLERANCE
 from kit.paths import ROOT
 from segue import CacheConfig
 
+# The script's template writes other words for some, which is said, and meant.
+pytestmark = pytest.mark.filterwarnings("ignore::segue.TemplateWarning")
+
 PAGE = ROOT / "docs" / "architectures.md"
 
 

@@ -281,3 +281,20 @@ def test_a_damaged_prefix_costs_the_prefix(path, tmp_path):
         session = ChatSession.open(path, FakeEngine(say))
     assert not session.has_cache
     goes_on(session, whole)
+
+
+def test_tokens_that_do_not_spell_their_text_are_not_used(tmp_path):
+    """A file with sound checksums may be forged; its cache is of other ids than it names."""
+    path = tmp_path / "talk.segue"
+    with ChatSession(FakeEngine(["hello"]), instructions="Be brief.") as session:
+        session.respond("Hi")
+        session.save(path)
+    file = Parts.of(path.read_bytes())
+    tokens = file.told("tokens")
+    tokens["ids"][3] += 1
+    file.tell("tokens", tokens)
+    path.write_bytes(file.join())
+    with pytest.warns(SessionWarning, match="do not spell the text"):
+        session = ChatSession.open(path, FakeEngine(["fine"]))
+    assert (session.cached_tokens, len(session.history)) == (0, 2)
+    assert session.respond("And?") == "fine"

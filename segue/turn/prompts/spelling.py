@@ -68,6 +68,15 @@ def spell_settled(tokenizer: Tokenizer, before: Sequence[int], ids: Sequence[int
     return controls.settle_ids(text, ids, spell_slice)
 
 
+def is_spelled(tokenizer: Tokenizer, ledger: TokenLedger) -> bool:
+    """Return True if a ledger out of a file has the text that its ids spell, white space aside.
+
+    (Some tokenizers swallow white space beside their special tokens.)
+    """
+    text = tokenizer.decode(ledger.ids[: ledger.seams[-1].ids])
+    return "".join(text.split()) == "".join(ledger.text.split())
+
+
 def settle_saved(tokenizer: Tokenizer, ledger: TokenLedger) -> TokenLedger:
     """Return a ledger out of a file with settled text."""
     controls = Controls.of(tokenizer)
