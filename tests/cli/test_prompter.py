@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from prompt_toolkit.application import create_app_session
+from prompt_toolkit.application import Application, create_app_session
 from prompt_toolkit.input import create_pipe_input
 from prompt_toolkit.output import DummyOutput
 
@@ -15,8 +15,7 @@ pytestmark = pytest.mark.usefixtures("data_folder")
 def test_a_ctrl_c_between_enter_and_the_end_of_the_prompt_drops_the_line(monkeypatch):
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
         prompter = Prompter([], warn=print)
-        app = prompter._session.app
-        cleanup = type(app).cancel_and_wait_for_background_tasks
+        cleanup = Application.cancel_and_wait_for_background_tasks
 
         async def interrupted(self):
             # The application has its answer, but a signal is still delivered to it.
@@ -27,7 +26,7 @@ def test_a_ctrl_c_between_enter_and_the_end_of_the_prompt_drops_the_line(monkeyp
 
         keys.send_text("hi\r")
         with monkeypatch.context() as patch:
-            patch.setattr(type(app), "cancel_and_wait_for_background_tasks", interrupted)
+            patch.setattr(Application, "cancel_and_wait_for_background_tasks", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 prompter.ask()
         keys.send_text("ho\r")
