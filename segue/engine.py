@@ -14,6 +14,7 @@ else there may be is a protocol of its own, a *capability*, asked for with ``isi
 `ProcessesLogits`      a context that calls `GenerationConfig.logits_processors`
 `WritesDate`           a tokenizer whose chat template may write the date
 `ControlTokens`        a tokenizer that can tell control tokens from text
+`Grammars`             an engine that holds replies to a grammar
 =====================  ============================================================
 
 A session works with the core alone; what an engine lacks is refused with UnsupportedFeatureError.
@@ -44,6 +45,7 @@ __all__ = [
     "Drafts",
     "Engine",
     "Forks",
+    "Grammars",
     "PrefillProgress",
     "ProcessesLogits",
     "ReportsMemory",
@@ -89,6 +91,8 @@ class Request:
     pinned: int = 0
     """How many leading ids a cache of bounded size must never drop. They can't be chosen anew once
     it has dropped any."""
+    grammar: str | None = None
+    """The grammar that the reply must match. For engines that are `Grammars`."""
 
 
 class Acceptance(NamedTuple):
@@ -391,6 +395,24 @@ class StoresPrompts(Protocol):
         Raises:
             PromptCacheFormatError: if it isn't in a form that it can have.
             PromptCacheMismatchError: if it is of another model, or of other settings.
+        """
+        ...
+
+
+@runtime_checkable
+class Grammars(Protocol):
+    """An engine whose contexts can hold a reply to a grammar.
+
+    A grammar is text in llguidance's dialect of Lark, whose rule ``start`` the whole reply must
+    match. A context excludes whatever the grammar does not allow before it samples, and may feed
+    what the grammar demands several tokens at a time.
+    """
+
+    def compile_grammar(self, grammar: str) -> None:
+        """Prepare a grammar; nothing is generated.
+
+        Raises:
+            ConfigurationError: if it isn't one, or the engine can't follow it.
         """
         ...
 

@@ -14,6 +14,7 @@
       SessionBusyError (RuntimeError)        a session used during its own turn
       GenerationError (RuntimeError)         the model or its runtime, during a turn
         ForkedProcessError                   a model used in a forked process
+        GrammarError                         a grammar that can't be followed any further
       BackendMissingError (ImportError)      an engine that isn't installed
       ModelLoadError                         finding and loading a model
         ModelNotFoundError (FileNotFoundError)
@@ -143,6 +144,10 @@ class GenerationError(SegueError, RuntimeError):
 
 class ForkedProcessError(GenerationError):
     """A model was used in a process that was forked from the one that loaded it."""
+
+
+class GrammarError(GenerationError):
+    """A reply can't be held to its grammar any further."""
 
 
 class BackendMissingError(SegueError, ImportError):

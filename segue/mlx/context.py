@@ -34,6 +34,8 @@ from ..engine import (
     StoredState,
 )
 from ..errors import ConfigurationError, PromptCacheError
+from ..grammar.matcher import Matcher
+from .constraint import Constraint
 from .decoding import DecodeLoop, Window, guard, prefill
 from .kv.bounded import KEPT_TOKENS, as_saved
 from .kv.state import KVState
@@ -56,6 +58,7 @@ class MlxContext:
         cache: What kind of cache they are.
         make_sampling: Makes the sampling of a reply; refuses what the model can't do.
         make_drafter: Makes what proposes tokens out of an argument of `draft_with`.
+        make_matcher: Compiles the grammar of a request.
         vocabulary: How many tokens the model has, where that is known; larger ids are refused.
         labels: Texts to save along with the caches.
     """
@@ -70,6 +73,7 @@ class MlxContext:
         make_sampling: Callable[[GenerationConfig], Sampling],
         *,
         make_drafter: Callable[[object], Drafter],
+        make_matcher: Callable[[str], Matcher],
         vocabulary: int | None = None,
         labels: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
@@ -78,6 +82,7 @@ class MlxContext:
         self._cache = cache
         self._make_sampling = make_sampling
         self._make_drafter = make_drafter
+        self._make_matcher = make_matcher
         self._vocabulary = vocabulary
         self._labels = labels
         self._speculation: Speculation | None = None
@@ -135,7 +140,9 @@ class MlxContext:
         """See `segue.engine.Context.run`."""
         use_model()
         self._check(request)
-        return self._run(request, self._make_sampling(request.config))
+        grammar = request.grammar
+        matcher = None if grammar is None else self._make_matcher(grammar)
+        return self._run(request, self._make_sampling(request.config), matcher)
 
     def rewind(self, offset: int) -> int:
         """See `segue.engine.Context.rewind`; the draft forgets what is dropped, too.
@@ -193,7 +200,9 @@ class MlxContext:
         self._speculation = None
         self._state.close()
 
-    def _run(self, request: Request, sampling: Sampling) -> Generator[Step, None, None]:
+    def _run(
+        self, request: Request, sampling: Sampling, matcher: Matcher | None
+    ) -> Generator[Step, None, None]:
         use_model()
         state, window, config = self._state, self._window, request.config
         before = self._reused = window.reported
@@ -211,6 +220,7 @@ class MlxContext:
                     request,
                     sampling,
                     speculation,
+                    None if matcher is None else Constraint(matcher, speculation),
                     None if progress is None else partial(progress, total, total),
                 ).steps(last)
 

@@ -73,16 +73,19 @@ from mlx_lm.generate import generation_stream, wired_limit
 from ..engine import Request, Step
 from ..errors import GenerationError, SegueError
 from ..interrupt import deliver_interrupt
+from .constraint import Constraint
 from .kv.checkpoints import KVCheckpoint
 from .kv.state import KVState
 from .process.forks import check_process, is_forked
 from .process.threads import leave_at_end, note_thread
-from .sampling import Sample, Sampling
+from .sampling import Mask, Sample, Sampling
 from .speculation.speculation import Speculation
 from .speculation.verify import VerifyPass
 
 # How often, in tokens, decoding hands freed buffers back, as mlx-lm does.
 CLEAR_CACHE_EVERY = 256
+# The most tokens that one pass verifies.
+MOST_PROPOSED = 64
 
 
 class Window:
@@ -232,6 +235,7 @@ class DecodeLoop:
         request: The request.
         sampling: The reply's sampling.
         speculation: The context's draft; ``None`` to decode without.
+        constraint: The grammar that holds the reply, if one does.
         on_prompt_read: Called when the first token is known: the prompt was read then.
     """
 
@@ -241,6 +245,7 @@ class DecodeLoop:
         request: Request,
         sampling: Sampling,
         speculation: Speculation | None,
+        constraint: Constraint | None,
         on_prompt_read: Callable[[], None] | None,
     ) -> None:
         self._window = window
@@ -249,6 +254,7 @@ class DecodeLoop:
         self._checkpoints = request.checkpoints
         self._sampling = sampling
         self._speculation = speculation
+        self._constraint = constraint
         self._on_prompt_read = on_prompt_read
         # All ids of the conversation, for logits processors, if there are any.
         self._tokens: mx.array | None = None
@@ -261,16 +267,17 @@ class DecodeLoop:
         Args:
             last: The prompt's last id, of shape ``(1,)``, not yet fed.
         """
-        window, speculation = self._window, self._speculation
-        if speculation is not None:
-            speculation.begin(window.ids, self._config)
+        window, proposer = self._window, self._constraint or self._speculation
+        if proposer is not None:
+            proposer.begin(window.ids, self._config)
         window.settled = False
         if self._sampling.processors:
             self._tokens = mx.array(window.ids, mx.uint32)
-        pending = self._feed(last)
+        constraint = self._constraint
+        pending = self._feed(last, None if constraint is None else constraint.first_mask())
         if len(window.ids) in self._checkpoints:
             self._state.keep_checkpoint()
-        return self._plain(pending) if speculation is None else self._drafted(pending, speculation)
+        return self._plain(pending) if proposer is None else self._verified(pending, proposer)
 
     def _plain(self, pending: Sample) -> Generator[Step, None, None]:
         """Decode without a draft."""
@@ -289,67 +296,76 @@ class DecodeLoop:
             if self._count >= self._next_clear:
                 self._clear()
 
-    def _drafted(self, pending: Sample, speculation: Speculation) -> Generator[Step, None, None]:
-        """Decode with a draft."""
+    def _verified(
+        self, pending: Sample, proposer: Speculation | Constraint
+    ) -> Generator[Step, None, None]:
+        """Decode with proposals: of a draft, or of a grammar."""
         window = self._window
+        masks = proposer.masks if isinstance(proposer, Constraint) else None
         while self._count < self._config.max_tokens:
-            proposals = self._propose(pending, speculation)
+            proposals = self._propose(pending, proposer)
             asked, proposals = proposals is not None, proposals or []
             window.settled = False
-            check = VerifyPass(self._state, self._sampling, pending, proposals, self._tokens)
+            check = VerifyPass(self._state, self._sampling, pending, proposals, self._tokens, masks)
             window.checkpoint = check.checkpoint
             step = self._step(pending, len(proposals))
             window.ids.append(step.token)
             if not asked:
-                speculation.extend(step.token)
-            speculation.suspend()
+                proposer.extend(step.token)
+            proposer.suspend()
             window.settle(len(proposals))
             yield step
             _check_program()
             window.settled = False
-            speculation.resume()
+            proposer.resume()
             accepted, pending = check.accept()
             self._tokens = check.tokens
             if proposals:
                 ids = [sample.id() for sample in accepted]
                 window.ids += ids
-                speculation.verified(len(proposals), ids)
+                proposer.verified(len(proposals), ids)
                 window.drop(len(proposals) - len(ids))
-                speculation.suspend()
+                proposer.suspend()
+                from_draft = not proposer.forces
                 for number, sample in enumerate(accepted, 1):
                     window.settled = False
-                    step = Step(sample.id(), sample.logprobs(), from_draft=True)
+                    step = Step(sample.id(), sample.logprobs(), from_draft)
                     window.settle(len(accepted) - number)
                     yield step
                     _check_program()
-                speculation.resume()
+                proposer.resume()
                 window.settled = False
             self._count += 1 + len(accepted)
             if self._count >= self._next_clear:
                 self._clear()
         window.settle()
 
-    def _feed(self, token: mx.array) -> Sample:
+    def _feed(self, token: mx.array, mask: Mask = None) -> Sample:
         """Feed one token, and begin to compute the one after it."""
         logits = self._state.feed(token)
+        if self._sampling.looks:  # the device works while the processor waits
+            mx.async_eval(logits)  # type: ignore[no-untyped-call]
         with mx.stream(generation_stream):
-            sample = self._sampling(logits[:, -1, :], self._tokens)
+            sample = self._sampling(logits[:, -1, :], self._tokens, mask=mask)
         mx.async_eval(*sample.arrays())  # type: ignore[no-untyped-call]
         return sample
 
-    def _propose(self, pending: Sample, speculation: Speculation) -> list[Sample] | None:
-        """Return what may come after the pending token; ``None`` if the drafter was not asked.
+    def _propose(self, pending: Sample, proposer: Speculation | Constraint) -> list[Sample] | None:
+        """Return what may come after the pending token; ``None`` if nobody was asked.
 
-        If it was asked, it knows the pending token's id.
+        If the proposer was asked, it knows the pending token's id.
         """
-        count = min(self._config.num_draft_tokens, self._config.max_tokens - self._count - 1)
+        room = self._config.max_tokens - self._count - 1
         # One less than would fit: what is quantized can't be taken back.
-        count = self._state.largest_pass(2 + count) - 2
-        if not speculation.wants(count):
+        room = self._state.largest_pass(2 + min(room, MOST_PROPOSED)) - 2
+        count = min(self._config.num_draft_tokens, room)
+        if not proposer.wants(count) or room <= 0:
             return None
-        speculation.extend(pending.id())
+        proposer.extend(pending.id())
         self._window.settle()
-        return speculation.propose(count)
+        if isinstance(proposer, Constraint):
+            return proposer.propose(count, forced=room)
+        return proposer.propose(count)
 
     def _step(self, pending: Sample, ahead: int) -> Step:
         """Wait for a token, which has been fed; there are `ahead` more after it."""

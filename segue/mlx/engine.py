@@ -21,6 +21,7 @@ from ..checks import named_arguments
 from ..config import CacheConfig, GenerationConfig
 from ..engine import StoredCache, StoredState, Tokenizer
 from ..errors import ConfigurationError
+from ..grammar.matcher import GrammarCompiler
 from ..tokenizer import unknown_ids
 from ..tokenizers.hugging_face import HuggingFaceTokenizer
 from . import blas
@@ -86,6 +87,7 @@ class MlxEngine:
         self.recommended = GenerationConfig()
         """The settings of replies that the model's publisher recommends, where its files name any:
         ``ChatSession(engine, generation=engine.recommended)``."""
+        self._grammars = GrammarCompiler(self.tokenizer, lambda: self.vocabulary)
         self._quantizable: set[tuple[int, int]] = set()
         self._known_ids: dict[int, mx.array | None] = {}
         if mx.default_device() == mx.Device(mx.cpu):
@@ -109,6 +111,7 @@ class MlxEngine:
             cache,
             self._sampling,
             make_drafter=self._drafter,
+            make_matcher=self._grammars.matcher,
             vocabulary=self._stated_vocabulary,
             # What mlx_lm.generate looks for in a prompt cache.
             labels={"model": self.source, "tokenizer_config": "{}"},
@@ -145,6 +148,10 @@ class MlxEngine:
     def _fingerprint(self) -> str:
         use_model()
         return fingerprint(self.model, self.tokenizer.vocabulary)
+
+    def compile_grammar(self, grammar: str) -> None:
+        """See `segue.engine.Grammars.compile_grammar`."""
+        self._grammars.matcher(grammar)
 
     def _drafter(self, draft: object) -> Drafter:
         """Return what proposes tokens for this engine's contexts, in a state of its own.

@@ -40,6 +40,9 @@ from mlx_lm.sample_utils import (
 from ..config import GenerationConfig
 from ..errors import ConfigurationError
 
+Mask = mx.array | int | None
+"""The tokens that may be sampled: a row of booleans, the one id that may be, ``None`` for any."""
+
 TINY = 1e-6
 # Any constant will do: it turns a seed into another seed.
 _DRAFT_SEED = 0x9E3779B97F4A7C15
@@ -139,6 +142,9 @@ class Sampling:
         earlier one back to take draws back."""
         self._temperature = config.temperature
         self._logprobs = config.logprobs
+        self.looks = bool(extra)
+        """True if there are processors of the caller, which may look at the newest token, and wait
+        for it."""
         self._filters = _filters(config, xtc_special_tokens)
         self._known = known
 
@@ -148,7 +154,11 @@ class Sampling:
         return bool(self._processors)
 
     def __call__(
-        self, logits: mx.array, tokens: mx.array | None, draft: Sample | None = None
+        self,
+        logits: mx.array,
+        tokens: mx.array | None,
+        draft: Sample | None = None,
+        mask: Mask = None,
     ) -> Sample:
         """Sample one token.
 
@@ -157,6 +167,7 @@ class Sampling:
             tokens: All ids of the conversation, shape ``(n,)``; read only if there are processors.
             draft: A proposal for this token. If it was drawn at random, it is accepted or redrawn;
                 if not, it changes nothing, and is for the caller to compare.
+            mask: The tokens that a grammar allows.
         """
         for processor in self._processors:
             try:
@@ -167,6 +178,10 @@ class Sampling:
         known = self._known(logits.shape[-1])
         if known is not None:
             logits = mx.where(known, logits, float("-inf"))
+        if mask is not None:
+            if isinstance(mask, int) and not self._logprobs:
+                return self._only(mask)
+            logits = _masked(logits, mask)
         logprobs = logits - mx.logsumexp(logits, axis=-1, keepdims=True)
         weights = None
         if self.key is None:
@@ -188,6 +203,22 @@ class Sampling:
         count = min(self._logprobs, row.size)
         top = mx.argpartition(-row, kth=count - 1)[:count]
         return Sample(token, row[token], top, row[top], weights)
+
+    def _only(self, token: int) -> Sample:
+        """Return the one token that may be sampled; it uses up random numbers as any other."""
+        if self.key is not None:
+            self.key, _, _ = mx.random.split(self.key, 3)
+        return Sample(mx.array([token], mx.uint32))
+
+
+def _masked(logits: mx.array, mask: mx.array | int) -> mx.array:
+    """Return logits without what a mask excludes; a mask may be narrower, or wider."""
+    width = logits.shape[-1]
+    if isinstance(mask, int):
+        allowed = mx.arange(width) == mask
+    else:
+        allowed = mx.pad(mask, (0, max(width - mask.size, 0)))[:width]
+    return mx.where(allowed, logits, -mx.inf)
 
 
 def _accept_or_redraw(

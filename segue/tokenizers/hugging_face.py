@@ -32,6 +32,7 @@ from functools import cached_property
 from typing import Any
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
+from tokenizers import Tokenizer
 
 from ..errors import MissingTemplateError, TemplateError
 from .clock import FUNCTION, asks_for_date, with_clock
@@ -87,6 +88,17 @@ class HuggingFaceTokenizer:
                 "conversation (it may be that of a base model).",
                 remedy="Use an instruct or chat model, or set tokenizer.chat_template yourself.",
             )
+
+    @property
+    def tokenizer_json(self) -> str | None:
+        """The tokenizer as ``tokenizer.json`` has it; ``None`` if it isn't one of that library."""
+        backend = getattr(self.wrapped, "backend_tokenizer", None)
+        if backend is None:
+            return None
+        backend = Tokenizer.from_str(backend.to_str())
+        backend.no_padding()
+        backend.no_truncation()
+        return str(backend.to_str())
 
     @property
     def eos_token_ids(self) -> AbstractSet[int]:

@@ -21,6 +21,9 @@ class Speculation:
         drafter: What proposes.
     """
 
+    forces = False
+    """False: what a draft proposes may be rejected."""
+
     def __init__(self, drafter: Drafter) -> None:
         self.drafter = drafter
         """What proposes."""
@@ -89,6 +92,12 @@ class Speculation:
         self._timed = True
         before = self.acceptance
         self.acceptance = Acceptance(before.proposed + proposed, before.accepted + len(accepted))
+
+    def read(self, ids: Sequence[int]) -> None:
+        """Add ids that the grammar of a reply demanded: they say nothing about the draft."""
+        self.drafter.extend(ids)
+        self._pace.start()
+        self._timed = True
 
     def cut(self, length: int) -> None:
         """Forget all but the first `length` ids of the conversation; with 0, its pace as well.

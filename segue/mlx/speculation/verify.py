@@ -21,13 +21,13 @@ What does not work:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 from mlx_lm.generate import generation_stream
 
 from ..kv.state import KVState
-from ..sampling import Sample, Sampling
+from ..sampling import Mask, Sample, Sampling
 
 
 class VerifyPass:
@@ -39,6 +39,8 @@ class VerifyPass:
         pending: The newest token, not yet fed.
         proposals: What a drafter proposes after it; may be empty.
         tokens: The ids of the conversation up to the pending one, if there are processors.
+        masks: Returns which tokens may be sampled after the pending one and after each proposal,
+            if a grammar holds the reply. Called while the device is at work.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class VerifyPass:
         pending: Sample,
         proposals: Sequence[Sample],
         tokens: mx.array | None,
+        masks: Callable[[Sample, Sequence[Sample]], list[Mask]] | None = None,
     ) -> None:
         self.tokens = None if tokens is None else mx.concatenate([tokens, pending.token])
         """The ids of the conversation, the pending one included; `accept` adds those that it
@@ -58,6 +61,12 @@ class VerifyPass:
         self._sampling = sampling
         fed = [pending.token, *(proposal.token for proposal in proposals)]
         self._logits = state.feed(mx.concatenate(fed) if proposals else pending.token)
+        self._masks: list[Mask] = [None] * len(fed)
+        if masks is not None:
+            mx.async_eval(self._logits)  # type: ignore[no-untyped-call]
+            self._masks = masks(pending, proposals)
+        elif sampling.looks:
+            mx.async_eval(self._logits)  # type: ignore[no-untyped-call]
         self._samples: list[Sample] = []
         # The random key after each sample.
         self._keys: list[mx.array | None] = []
@@ -94,6 +103,8 @@ class VerifyPass:
         position = len(self._samples)
         draft = self._proposals[position] if position < len(self._proposals) else None
         with mx.stream(generation_stream):
-            sample = self._sampling(self._logits[:, position, :], self.tokens, draft)
+            sample = self._sampling(
+                self._logits[:, position, :], self.tokens, draft, self._masks[position]
+            )
         self._samples.append(sample)
         self._keys.append(self._sampling.key)
