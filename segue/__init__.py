@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .config import CacheConfig, GenerationConfig
 from .conversation import Conversation
 from .errors import (
+    AnswerError,
     BackendMissingError,
     ConfigurationError,
     ContextLengthError,
@@ -59,6 +60,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnswerError",
     "BackendMissingError",
     "CacheConfig",
     "ChatSession",

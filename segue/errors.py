@@ -12,6 +12,7 @@
         LostWordsError                       words that it leaves out of the prompt
       ContextLengthError (ValueError)        a prompt longer than the model's context
       SessionBusyError (RuntimeError)        a session used during its own turn
+      AnswerError (ValueError)               an answer that isn't of the form asked for
       GenerationError (RuntimeError)         the model or its runtime, during a turn
         ForkedProcessError                   a model used in a forked process
         GrammarError                         a grammar that can't be followed any further
@@ -136,6 +137,15 @@ class ContextLengthError(SegueError, ValueError):
 
 class SessionBusyError(SegueError, RuntimeError):
     """A session was used from inside, or beside, a turn that is running right now."""
+
+
+class AnswerError(SegueError, ValueError):
+    """An answer isn't of the form that was asked for; it is in the history all the same."""
+
+    def __init__(self, what: str, *, remedy: str, text: str) -> None:
+        super().__init__(what, remedy=remedy)
+        self.text = text
+        """The answer, as far as it was said."""
 
 
 class GenerationError(SegueError, RuntimeError):

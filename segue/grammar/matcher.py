@@ -9,6 +9,13 @@ Reading the vocabulary takes a second or more, so an engine has one `GrammarComp
 it when the first grammar comes. Compiling a grammar takes milliseconds; the latest ones are kept,
 and each reply works on a copy.
 
+*Tokens in rules.* llguidance tells special tokens from text, and so do its grammars: free text
+holds none of them. Whether a tag is a token is for the vocabulary to say, so two forms in rules
+stand for either, and are written out here:
+
+- ``%token "</think>"``: that token, or that text;
+- ``name: %until "</think>"``: a rule for any text up to and with the first of these.
+
 What does not work:
 
 - Relying on exceptions: llguidance never raises, it becomes a matcher that allows nothing. So
@@ -18,6 +25,8 @@ What does not work:
 
 from __future__ import annotations
 
+import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
@@ -33,6 +42,10 @@ if TYPE_CHECKING:
 MOST_COMPILED = 32
 # The most tokens that one pass may be forced to read.
 MOST_FORCED = 64
+
+_STRING = r'("(?:[^"\\]|\\.)*")'
+_TOKEN = re.compile(rf"%token {_STRING}")
+_UNTIL = re.compile(rf"(?m)^(\w+): %until {_STRING}$")
 
 
 @runtime_checkable
@@ -157,7 +170,9 @@ class GrammarCompiler:
 
         if self._vocabulary is None:
             self._vocabulary = _read(self._tokenizer, self._width())
-        matcher = LLMatcher(self._vocabulary, LLMatcher.grammar_from_lark(grammar), log_level=0)
+        rules = _UNTIL.sub(self._until, grammar)
+        rules = _TOKEN.sub(lambda found: self._token(json.loads(found[1])), rules)
+        matcher = LLMatcher(self._vocabulary, LLMatcher.grammar_from_lark(rules), log_level=0)
         if matcher.is_error():
             raise ConfigurationError(
                 f"The grammar must be one that llguidance reads, and it isn't: "
@@ -165,6 +180,28 @@ class GrammarCompiler:
                 remedy="Correct the grammar, or leave out what is not supported.",
             )
         return matcher
+
+    def _until(self, found: re.Match[str]) -> str:
+        name, text = found[1], json.loads(found[2])
+        if (special := self._special(text)) is not None:
+            return f"{name}: /(.|\\n)*/ {special}"
+        return f"{name}[lazy]: /(.|\\n)*{_escaped(text)}/"
+
+    def _token(self, text: str) -> str:
+        return self._special(text) or json.dumps(text, ensure_ascii=False)
+
+    def _special(self, text: str) -> str | None:
+        """Return a special token as rules name it; ``None`` if the text isn't one."""
+        assert self._vocabulary is not None
+        ids = self._vocabulary.tokenize_str(text, parse_special=True)
+        if len(ids) == 1 and self._vocabulary.is_special_token(ids[0]):
+            return f"<[{ids[0]}]>"
+        return None
+
+
+def _escaped(text: str) -> str:
+    """Return text as a regular expression has it, between slashes."""
+    return re.sub(r"([.^$*+?()\[\]{}|/\\])", r"\\\1", text).replace("\n", r"\n")
 
 
 def _read(tokenizer: Tokenizer, width: int) -> LLTokenizer:

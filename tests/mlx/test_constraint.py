@@ -109,7 +109,7 @@ class Unforced:
 def test_forced_tokens_change_no_token_and_save_passes(kind, draft, settings, monkeypatch):
     said, passes = [], []
     for forcing in (True, False):
-        engine, line = begun(kind, draft if forcing else None)
+        _, line = begun(kind, draft if forcing else None)
         feeds = []
         feed = line.context._state.feed
         monkeypatch.setattr(
