@@ -43,6 +43,7 @@ from .errors import (
     UnsupportedFeatureError,
     UnsupportedModelError,
 )
+from .grammar.schema import Lark, Regex
 from .messages import Message, Role, Text
 from .prompt_cache import PromptCache
 from .response import FinishReason, GenerationResponse, TextKind
@@ -74,6 +75,7 @@ __all__ = [
     "GenerationResponse",
     "GrammarError",
     "HistoryError",
+    "Lark",
     "LostWordsError",
     "Message",
     "MessageError",
@@ -89,6 +91,7 @@ __all__ = [
     "PromptCacheError",
     "PromptCacheFormatError",
     "PromptCacheMismatchError",
+    "Regex",
     "Reply",
     "Reuse",
     "Role",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType, TracebackType
-from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, Unpack
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, Self, TypeVar, Unpack, overload
 
 from .checks import check_engine, check_flag, named_arguments
 from .config import (
@@ -28,6 +28,8 @@ from .engine import Engine, PrefillProgress, StoredState, Stores
 from .errors import ConfigurationError, PromptCacheError, SessionWarning
 from .files.lock import FileLock
 from .files.path import checked_path
+from .grammar.constraint import asked_form
+from .grammar.schema import Lark, Regex
 from .interrupt import InterruptHold
 from .messages import AnyRole, Message, Role, as_messages, check_messages
 from .prompt_cache import PromptCache
@@ -41,6 +43,8 @@ from .turn.overflow import OnOverflow
 from .turn.plan import TurnPlan
 from .turn.reply import Reply
 from .usage import Reuse, TurnPreview, Usage
+
+Answered = TypeVar("Answered")
 
 
 class ChatSession:
@@ -332,45 +336,103 @@ class ChatSession:
         """
         return self._core.latest_reuse
 
+    @overload
     def respond(
         self,
         prompt: str | Message | Sequence[Message],
         *,
+        schema: None = ...,
+        role: AnyRole = ...,
+        reasoning: bool = ...,
+        prompt_progress_callback: PrefillProgress | None = ...,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> str: ...
+
+    @overload
+    def respond(
+        self,
+        prompt: str | Message | Sequence[Message],
+        *,
+        schema: type[Answered],
+        role: AnyRole = ...,
+        reasoning: bool = ...,
+        prompt_progress_callback: PrefillProgress | None = ...,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> Answered: ...
+
+    @overload
+    def respond(
+        self,
+        prompt: str | Message | Sequence[Message],
+        *,
+        schema: Regex | Lark,
+        role: AnyRole = ...,
+        reasoning: bool = ...,
+        prompt_progress_callback: PrefillProgress | None = ...,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> str: ...
+
+    @overload
+    def respond(
+        self,
+        prompt: str | Message | Sequence[Message],
+        *,
+        schema: Any,
+        role: AnyRole = ...,
+        reasoning: bool = ...,
+        prompt_progress_callback: PrefillProgress | None = ...,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> Any: ...
+
+    def respond(
+        self,
+        prompt: str | Message | Sequence[Message],
+        *,
+        schema: Any = None,
         role: AnyRole = Role.USER,
         reasoning: bool = False,
         prompt_progress_callback: PrefillProgress | None = None,
         **overrides: Unpack[GenerationOverrides],
-    ) -> str:
-        """Take a turn and return the whole reply.
+    ) -> Any:
+        """Take a turn and return the whole reply, or its value.
 
-        Raises what `stream` raises, and a GenerationError if the model fails.
+        Raises what `stream` raises, a GenerationError if the model fails, and, with a schema, an
+        AnswerError if the reply was cut before its answer was whole.
 
         Examples:
             >>> import segue
             >>> from segue.testing import FakeEngine
             >>> segue.ChatSession(FakeEngine(["Paris."])).respond("The capital of France?")
             'Paris.'
+            >>> segue.ChatSession(FakeEngine(["[2, 3]"])).respond("Primes?", schema=list[int])
+            [2, 3]
 
         Args:
             prompt: See `stream`.
+            schema: See `stream`.
             role: See `stream`.
             reasoning: Put the model's reasoning before its answer, with a blank line between them.
             prompt_progress_callback: See `stream`.
             overrides: See `stream`.
 
         Returns:
-            The reply's text, as the history records it.
+            The reply's text, as the history records it; with a schema, its value.
         """
-        check_flag("reasoning", reasoning)
+        _check_reasoning(reasoning, schema)
         reply = self.stream(
-            prompt, role=role, prompt_progress_callback=prompt_progress_callback, **overrides
+            prompt,
+            schema=schema,
+            role=role,
+            prompt_progress_callback=prompt_progress_callback,
+            **overrides,
         )
-        return _whole(reply, reasoning)
+        return _whole(reply, reasoning, schema)
 
     def stream(
         self,
         prompt: str | Message | Sequence[Message],
         *,
+        schema: Any = None,
         role: AnyRole = Role.USER,
         prompt_progress_callback: PrefillProgress | None = None,
         **overrides: Unpack[GenerationOverrides],
@@ -389,6 +451,11 @@ class ChatSession:
 
         Args:
             prompt: Text, a message, or several messages (the results of several tools, say).
+            schema: The form of the answer, which the model is held to: a type that pydantic knows
+                (a model, a dataclass, a TypedDict, ``list[...]``, ``Literal``, an enum, a number),
+                a JSON schema as a dict, a `Regex`, or a `Lark`. Thoughts before the answer are
+                free. `Reply.value` has the value. Say in the prompt what you want: the schema is
+                not shown to the model.
             role: Who speaks a prompt that is plain text.
             prompt_progress_callback: Called with ``(tokens fed, tokens to feed)`` during prefill.
             overrides: Settings of this reply alone, as fields of GenerationConfig:
@@ -411,22 +478,64 @@ class ChatSession:
         """
         messages = as_messages(prompt, role)
         config = self._settings(prompt_progress_callback, overrides)
+        answer = asked_form(self._core.engine, schema)
         self._close_live()
         self._core.busy = True
         try:
-            plan = self._core.plan_turn(messages, config)
+            plan = self._core.plan_turn(messages, config, answer=answer)
             return self._begin(plan, prompt_progress_callback)
         finally:
             self._core.busy = False
 
+    @overload
     def retry(
         self,
         *,
+        schema: None = ...,
+        reasoning: bool = ...,
+        prompt_progress_callback: PrefillProgress | None = ...,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> str: ...
+
+    @overload
+    def retry(
+        self,
+        *,
+        schema: type[Answered],
+        reasoning: bool = ...,
+        prompt_progress_callback: PrefillProgress | None = ...,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> Answered: ...
+
+    @overload
+    def retry(
+        self,
+        *,
+        schema: Regex | Lark,
+        reasoning: bool = ...,
+        prompt_progress_callback: PrefillProgress | None = ...,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> str: ...
+
+    @overload
+    def retry(
+        self,
+        *,
+        schema: Any,
+        reasoning: bool = ...,
+        prompt_progress_callback: PrefillProgress | None = ...,
+        **overrides: Unpack[GenerationOverrides],
+    ) -> Any: ...
+
+    def retry(
+        self,
+        *,
+        schema: Any = None,
         reasoning: bool = False,
         prompt_progress_callback: PrefillProgress | None = None,
         **overrides: Unpack[GenerationOverrides],
-    ) -> str:
-        """Replace the last reply, and return the new one.
+    ) -> Any:
+        """Replace the last reply, and return the new one, or its value.
 
         The cache goes back to the end of the prompt, so that next to nothing is read again. Raises
         what `stream_retry` raises, and a GenerationError if the model fails.
@@ -441,20 +550,24 @@ class ChatSession:
             2
 
         Args:
+            schema: See `stream`.
             reasoning: See `respond`.
             prompt_progress_callback: See `stream`.
             overrides: See `stream`.
 
         Returns:
-            The reply's text, as the history records it.
+            The reply's text, as the history records it; with a schema, its value.
         """
-        check_flag("reasoning", reasoning)
-        reply = self.stream_retry(prompt_progress_callback=prompt_progress_callback, **overrides)
-        return _whole(reply, reasoning)
+        _check_reasoning(reasoning, schema)
+        reply = self.stream_retry(
+            schema=schema, prompt_progress_callback=prompt_progress_callback, **overrides
+        )
+        return _whole(reply, reasoning, schema)
 
     def stream_retry(
         self,
         *,
+        schema: Any = None,
         prompt_progress_callback: PrefillProgress | None = None,
         **overrides: Unpack[GenerationOverrides],
     ) -> Reply:
@@ -472,6 +585,7 @@ class ChatSession:
             'Paris.'
 
         Args:
+            schema: See `stream`.
             prompt_progress_callback: See `stream`.
             overrides: See `stream`; another `seed`, say.
 
@@ -481,10 +595,11 @@ class ChatSession:
                 nothing changed.
         """
         config = self._settings(prompt_progress_callback, overrides)
+        answer = asked_form(self._core.engine, schema)
         self._close_live()
         self._core.busy = True
         try:
-            plan = self._core.plan_retry(config)
+            plan = self._core.plan_retry(config, answer=answer)
             return self._begin(plan, prompt_progress_callback)
         finally:
             self._core.busy = False
@@ -520,7 +635,7 @@ class ChatSession:
         """
         check_flag("reasoning", reasoning)
         reply = self.stream_continue(prompt_progress_callback=prompt_progress_callback, **overrides)
-        return _whole(reply, reasoning)
+        return str(_whole(reply, reasoning))
 
     def stream_continue(
         self,
@@ -1061,9 +1176,20 @@ def _now() -> datetime:
     return datetime.now().astimezone()
 
 
-def _whole(reply: Reply, reasoning: bool) -> str:
-    """Return a reply's text, once it is over, after its reasoning if that is wanted."""
+def _check_reasoning(reasoning: bool, schema: object) -> None:
+    check_flag("reasoning", reasoning)
+    if reasoning and schema is not None:
+        raise ConfigurationError(
+            "reasoning must be False where a schema asks for a value.",
+            remedy="Use stream(...): it has reply.reasoning and reply.value.",
+        )
+
+
+def _whole(reply: Reply, reasoning: bool, schema: object = None) -> Any:
+    """Return a reply's text or value, once it is over; text after its reasoning, if wanted."""
     with reply:
         for _ in reply:
             pass
+    if schema is not None:
+        return reply.value
     return "\n\n".join(text for text in (reply.reasoning if reasoning else "", reply.text) if text)

@@ -13,7 +13,7 @@ and each reply works on a copy.
 holds none of them. Whether a tag is a token is for the vocabulary to say, so two forms in rules
 stand for either, and are written out here:
 
-- ``%token "</think>"``: that token, or that text;
+- ``%token "</think>"``: that text, the tokens in it included;
 - ``name: %until "</think>"``: a rule for any text up to and with the first of these.
 
 What does not work:
@@ -188,7 +188,20 @@ class GrammarCompiler:
         return f"{name}[lazy]: /(.|\\n)*{_escaped(text)}/"
 
     def _token(self, text: str) -> str:
-        return self._special(text) or json.dumps(text, ensure_ascii=False)
+        """Return text as rules have it, tokens in it by their names."""
+        assert self._vocabulary is not None
+        pieces, plain = [], []
+        for token in self._vocabulary.tokenize_str(text, parse_special=True):
+            if not self._vocabulary.is_special_token(token):
+                plain.append(token)
+                continue
+            pieces += [self._literal(plain), f"<[{token}]>"]
+            plain = []
+        return " ".join(filter(None, [*pieces, self._literal(plain)]))
+
+    def _literal(self, ids: list[int]) -> str:
+        assert self._vocabulary is not None
+        return json.dumps(self._vocabulary.decode_str(ids), ensure_ascii=False) if ids else ""
 
     def _special(self, text: str) -> str | None:
         """Return a special token as rules name it; ``None`` if the text isn't one."""

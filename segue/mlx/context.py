@@ -35,12 +35,12 @@ from ..engine import (
 )
 from ..errors import ConfigurationError, PromptCacheError
 from ..grammar.matcher import Matcher
-from .constraint import Constraint
 from .decoding import DecodeLoop, Window, guard, prefill
 from .kv.bounded import KEPT_TOKENS, as_saved
 from .kv.state import KVState
 from .process.forks import is_forked, use_model
 from .sampling import Sampling
+from .speculation.constraint import Constraint
 from .speculation.drafter import Drafter
 from .speculation.speculation import Speculation
 from .stored.prompt_cache import write_cache_file

@@ -73,12 +73,12 @@ from mlx_lm.generate import generation_stream, wired_limit
 from ..engine import Request, Step
 from ..errors import GenerationError, SegueError
 from ..interrupt import deliver_interrupt
-from .constraint import Constraint
 from .kv.checkpoints import KVCheckpoint
 from .kv.state import KVState
 from .process.forks import check_process, is_forked
 from .process.threads import leave_at_end, note_thread
 from .sampling import Mask, Sample, Sampling
+from .speculation.constraint import Constraint
 from .speculation.speculation import Speculation
 from .speculation.verify import VerifyPass
 

@@ -23,6 +23,7 @@ from ..engine import (
 )
 from ..errors import PromptCacheError, PromptCacheFormatError
 from ..files.atomic import writing
+from ..grammar.matcher import Matcher
 from ..interrupt import deliver_interrupt
 from .script import Answer, NextToken, ScriptedModel
 
@@ -85,9 +86,11 @@ class FakeContext:
 
     def run(self, request: Request) -> Generator[Step, None, None]:
         """See `segue.engine.Context.run`."""
-        return self._run(request)
+        grammar = request.grammar
+        matcher = None if grammar is None else self._model.grammars.matcher(grammar)
+        return self._run(request, matcher)
 
-    def _run(self, request: Request) -> Generator[Step, None, None]:
+    def _run(self, request: Request, matcher: Matcher | None) -> Generator[Step, None, None]:
         config, ids = request.config, (*self._prefix, *request.ids)
         self.reused = self.offset
         total = len(ids) - self.offset
@@ -113,6 +116,9 @@ class FakeContext:
             # Fed before it is yielded, as a pipelined decode loop does.
             assert say is not None
             token = say(self.cache[0])
+            if matcher is not None:
+                token = self._model.allowed(token, matcher)
+                matcher.consume(token)
             self._feed([token])
             yield Step(token)
 
@@ -262,6 +268,10 @@ class FakeEngine:
         context = FakeContext(self.model, cache, trimmable=self.trimmable)
         self.contexts.append(context)
         return context
+
+    def compile_grammar(self, grammar: str) -> None:
+        """See `segue.engine.Grammars.compile_grammar`."""
+        self.model.grammars.matcher(grammar)
 
     def load_cache(self, path: Path) -> StoredCache:
         """See `segue.engine.StoresPrompts.load_cache`."""

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 
 from ..engine import Tokenizer
 from ..errors import ConfigurationError, GenerationError
+from ..grammar.matcher import GrammarCompiler, Matcher
 from .tokenizer import ToyTokenizer
 
 NextToken = Callable[[Sequence[int]], int]
 """``ids in the cache -> the likeliest next id``."""
 Answer = Callable[[str], str]
 """``the whole prompt, as the chat template wrote it -> the reply``."""
+
+# What ends a string, a list, an object: chosen where a script says what a grammar does not allow.
+ENDS = ('"', "]", "}", "0")
 
 
 class ScriptedModel:
@@ -137,6 +142,24 @@ class ScriptedModel:
                 remedy="Pass them to ScriptedModel(...).",
             )
         return script
+
+    @cached_property
+    def grammars(self) -> GrammarCompiler:
+        """The grammars that replies may be held to; needs llguidance."""
+        known = self.tokenizer.vocabulary.values()
+        return GrammarCompiler(self.tokenizer, lambda: max(known) + 1)
+
+    def allowed(self, token: int, matcher: Matcher) -> int:
+        """Return a token that a grammar allows: the script's own, or one that ends the reply."""
+        mask = matcher.mask()
+        if mask is None:
+            return token
+        ends = [self.tokenizer.encode(text)[0] for text in ENDS]
+        for attempt in (token, *sorted(self.tokenizer.eos_token_ids), *ends):
+            if mask[attempt // 8] >> attempt % 8 & 1:
+                return attempt
+        byte = next(index for index, bits in enumerate(mask) if bits)
+        return 8 * byte + (mask[byte] & -mask[byte]).bit_length() - 1
 
     def forward(self, cache: list[list[int]], ids: Sequence[int]) -> None:
         """Feed ids to every layer of a cache; a scripted failure stops half way, as real ones do.

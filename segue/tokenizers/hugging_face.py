@@ -31,20 +31,7 @@ from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any
 
-<<<<<<< HEAD
 from mlx_lm.tokenizer_utils import TokenizerWrapper
-=======
-from mlx_lm.tokenizer_utils import (
-    BPEStreamingDetokenizer,
-    NaiveStreamingDetokenizer,
-    SPMStreamingDetokenizer,
-    StreamingDetokenizer,
-    TokenizerWrapper,
-    _is_bpe_decoder,
-    _is_spm_decoder,
-    _is_spm_decoder_no_space,
-)
->>>>>>> b333546 (Turn types and schemas into grammars)
 from tokenizers import Tokenizer
 
 from ..errors import MissingTemplateError, TemplateError

@@ -22,7 +22,7 @@ import warnings
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from ..config import CacheConfig, GenerationConfig, check_generation
 from ..conversation import Conversation, last_reply, last_turn
@@ -36,6 +36,8 @@ from ..engine import (
     StoredState,
 )
 from ..errors import SessionBusyError, TemplateWarning
+from ..grammar.constraint import reply_grammar
+from ..grammar.schema import Answer
 from ..ledger import TokenLedger, common_prefix
 from ..messages import Message
 from ..prompt_cache import PromptCache
@@ -152,6 +154,7 @@ class SessionCore:
         config: GenerationConfig,
         *,
         history: Sequence[Message] | None = None,
+        answer: Answer[Any] | None = None,
     ) -> TurnPlan:
         """Plan a reply to new messages.
 
@@ -159,6 +162,7 @@ class SessionCore:
             messages: What is said now; not empty.
             config: The settings of the reply.
             history: What was said before, if not the present history.
+            answer: The form of the answer, if it is to have one.
 
         Raises:
             TemplateError: if the chat template refuses the conversation.
@@ -167,9 +171,11 @@ class SessionCore:
         before = self.conversation
         if history is not None:
             before = before.with_messages(history)
-        return self._planner.plan_turn(before, messages, config, self.cache.view)
+        return self._planner.plan_turn(before, messages, config, self.cache.view, answer=answer)
 
-    def plan_retry(self, config: GenerationConfig) -> TurnPlan:
+    def plan_retry(
+        self, config: GenerationConfig, *, answer: Answer[Any] | None = None
+    ) -> TurnPlan:
         """Plan another reply in place of the last one, or one to a question that has none.
 
         Raises:
@@ -184,6 +190,7 @@ class SessionCore:
             config,
             self.cache.view,
             if_empty=self.conversation.messages,
+            answer=answer,
         )
 
     def plan_continuation(self, config: GenerationConfig) -> TurnPlan:
@@ -285,8 +292,16 @@ class SessionCore:
                 ends=self.engine.tokenizer.eos_token_ids,
                 checkpoints=(prompt.opening, prompt.stable),
                 pinned=prompt.opening,
+                grammar=self._grammar(plan),
             )
         )
+
+    def _grammar(self, plan: TurnPlan) -> str | None:
+        """Return what a reply must match, if its answer has a form."""
+        if plan.answer is None:
+            return None
+        opened = self.reader(plan).in_reasoning
+        return reply_grammar(plan.answer.rules, plan.form, opened=opened)
 
     def reader(self, plan: TurnPlan) -> ReplyReader:
         """Return what reads a turn's tokens into text."""

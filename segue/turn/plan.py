@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import Any, Self
 
 from ..config import GenerationConfig
 from ..conversation import Conversation
 from ..errors import TemplateError
+from ..grammar.schema import Answer
 from ..ledger import TokenLedger, common_prefix
 from ..messages import Message, Role
 from ..text.form import ReplyForm
@@ -43,6 +44,8 @@ class TurnPlan:
     """The messages that have to leave the history, so that the prompt fits into the context."""
     if_empty: tuple[Message, ...] | None = None
     """The history if the reply ends before its first token; ``None`` records an empty reply."""
+    answer: Answer[Any] | None = None
+    """The form of the answer, if it was asked for in one."""
     begun: tuple[int, ...] = ()
     """The ids at the end of the prompt that are the reply so far, if it is continued."""
     said: Message | None = None
@@ -94,6 +97,7 @@ class Planner:
         *,
         if_empty: tuple[Message, ...] | None = None,
         said: Message | None = None,
+        answer: Answer[Any] | None = None,
     ) -> TurnPlan:
         """Plan a reply to new messages, and make room for it.
 
@@ -104,6 +108,7 @@ class Planner:
             cache: What the model has read.
             if_empty: See `TurnPlan`.
             said: What was said of the reply already, if it is to be continued.
+            answer: The form of the answer, if it is to have one.
 
         Raises:
             TemplateError: if the chat template refuses the conversation, or leaves out what is
@@ -151,6 +156,7 @@ class Planner:
             prompt=replace(prompt, ledger=whole) if so_far else prompt,
             begun=so_far,
             said=said,
+            answer=answer,
             config=self._limit.within(config, length),
             length=length,
             dropped=dropped,

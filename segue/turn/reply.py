@@ -19,10 +19,10 @@ from __future__ import annotations
 from collections.abc import Generator
 from time import perf_counter
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ..engine import Step
-from ..errors import ConfigurationError, SessionBusyError
+from ..errors import AnswerError, ConfigurationError, SessionBusyError
 from ..interrupt import InterruptHold
 from ..messages import Message
 from ..response import FinishReason, GenerationResponse
@@ -99,6 +99,29 @@ class Reply:
     def reasoning(self) -> str:
         """The reasoning so far, if the model marks it; recorded with the text."""
         return self._reader.added_reasoning
+
+    @property
+    def value(self) -> Any:
+        """The value of the answer, if the turn asked for one by a schema.
+
+        Raises:
+            AnswerError: if the reply isn't over, or was cut before its answer was whole; the error
+                has the text so far.
+            ConfigurationError: if the turn had no schema.
+        """
+        answer = self._plan.answer
+        if answer is None:
+            raise ConfigurationError(
+                "A reply has a value only if its turn had a schema.",
+                remedy="Read reply.text, or pass schema=... to the turn.",
+            )
+        if self.finish_reason is not FinishReason.STOP:
+            raise AnswerError(
+                "The answer isn't whole: " + ("it was cut." if self.ended else "it is being said."),
+                remedy="Allow more by max_tokens, and retry()." if self.ended else "Read it first.",
+                text=self.text,
+            )
+        return answer.value(self.text)
 
     @property
     def tokens(self) -> tuple[int, ...]:

@@ -24,10 +24,10 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from ..config import GenerationConfig
-from ..grammar.matcher import Matcher
-from .sampling import Mask, Sample
-from .speculation.speculation import Speculation
+from ...config import GenerationConfig
+from ...grammar.matcher import Matcher
+from ..sampling import Mask, Sample
+from .speculation import Speculation
 
 # The share of the vocabulary that a mask allows, below which tokens are likely to be forced soon.
 NARROW = 1 / 16
