@@ -279,3 +279,41 @@ def rope_frequencies(rope: Any) -> mx.array:
     """The frequencies of a model's rotary embedding."""
     frequencies: mx.array = rope._freqs
     return frequencies
+
+
+# --- grammars -----------------------------------------------------------------------------------
+
+
+class _Unforced:
+    """A matcher that never says what must come."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._matcher, name)
+
+    def forced(self, most: int = 0) -> list[int]:
+        return []
+
+    def fork(self) -> _Unforced:
+        return _Unforced(self._matcher.fork())
+
+
+def force_nothing(context: Any) -> None:
+    """Have a context's grammars mask tokens alone, from now on."""
+    make = context._make_matcher
+    context._make_matcher = lambda grammar: _Unforced(make(grammar))
+
+
+def note_passes(context: Any) -> list[int]:
+    """A list that gets the number of tokens of each pass from now on."""
+    state, passes = _state(context), []
+    feed = state.feed
+
+    def noted(ids: Any) -> Any:
+        passes.append(ids.size)
+        return feed(ids)
+
+    state.feed = noted
+    return passes
