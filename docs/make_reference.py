@@ -39,6 +39,7 @@ CHAPTERS: dict[str, tuple[str, str, list[str]]] = {
             "conversation.Conversation",
         ],
     ),
+    "Forms of answers": ("segue", "", ["grammar.schema.Regex", "grammar.schema.Lark"]),
     "Costs": ("segue", "", ["usage"]),
     "Files": (
         "segue",

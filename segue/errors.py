@@ -142,7 +142,7 @@ class SessionBusyError(SegueError, RuntimeError):
 class AnswerError(SegueError, ValueError):
     """An answer isn't of the form that was asked for; it is in the history all the same."""
 
-    def __init__(self, what: str, *, remedy: str, text: str) -> None:
+    def __init__(self, what: str, *, remedy: str, text: str = "") -> None:
         super().__init__(what, remedy=remedy)
         self.text = text
         """The answer, as far as it was said."""

@@ -828,7 +828,7 @@ class ChatSession:
         Raises:
             ConfigurationError: if it is of another model, or its cache is of another kind.
         """
-        if not isinstance(fork, ChatSession) or not self._core.is_like(fork._core):
+        if not isinstance(fork, ChatSession) or not self._core.cache.is_like(fork._core.cache):
             raise ConfigurationError(
                 "A session can return to one of the same engine and kind of cache alone, not to "
                 f"{fork!r}.",

@@ -209,6 +209,15 @@ class CachedContext:
         twin._earlier = self.acceptance
         return cast(Self, twin)
 
+    def is_like(self, other: CachedContext) -> bool:
+        """Return True if another context could be this one's."""
+        return (
+            other._engine is self._engine
+            and other.config == self.config
+            and other.draft == self.draft
+            and other.prefix == self.prefix
+        )
+
     def require(self, capability: type[Capability], *, feature: str, remedy: str) -> Capability:
         """Return the context as one that has a capability.
 

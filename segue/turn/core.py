@@ -36,7 +36,6 @@ from ..engine import (
     StoredState,
 )
 from ..errors import SessionBusyError, TemplateWarning
-from ..grammar.constraint import reply_grammar
 from ..grammar.schema import Answer
 from ..ledger import TokenLedger, common_prefix
 from ..messages import Message
@@ -292,16 +291,9 @@ class SessionCore:
                 ends=self.engine.tokenizer.eos_token_ids,
                 checkpoints=(prompt.opening, prompt.stable),
                 pinned=prompt.opening,
-                grammar=self._grammar(plan),
+                grammar=plan.grammar,
             )
         )
-
-    def _grammar(self, plan: TurnPlan) -> str | None:
-        """Return what a reply must match, if its answer has a form."""
-        if plan.answer is None:
-            return None
-        opened = self.reader(plan).in_reasoning
-        return reply_grammar(plan.answer.rules, plan.form, opened=opened)
 
     def reader(self, plan: TurnPlan) -> ReplyReader:
         """Return what reads a turn's tokens into text."""
@@ -404,16 +396,6 @@ class SessionCore:
         self._read, self._held = other._read, self.cache.offset
         if self._read is not None and self._held < other._held:
             self._read = replace(self._read, lost="this engine can't copy caches into forks")
-
-    def is_like(self, other: SessionCore) -> bool:
-        """Return True if another core's context could be this one's."""
-        mine, others = self.cache, other.cache
-        return (
-            other.engine is self.engine
-            and others.config == mine.config
-            and others.draft == mine.draft
-            and others.prefix == mine.prefix
-        )
 
     def return_to(self, other: SessionCore) -> None:
         """Hold the conversation of a core that is like this one, and what its context holds."""

@@ -17,6 +17,7 @@ from typing import Any, Self
 from ..config import GenerationConfig
 from ..conversation import Conversation
 from ..errors import TemplateError
+from ..grammar.constraint import reply_grammar
 from ..grammar.schema import Answer
 from ..ledger import TokenLedger, common_prefix
 from ..messages import Message, Role
@@ -46,6 +47,8 @@ class TurnPlan:
     """The history if the reply ends before its first token; ``None`` records an empty reply."""
     answer: Answer[Any] | None = None
     """The form of the answer, if it was asked for in one."""
+    grammar: str | None = None
+    """What the reply must match then."""
     begun: tuple[int, ...] = ()
     """The ids at the end of the prompt that are the reply so far, if it is continued."""
     said: Message | None = None
@@ -151,17 +154,23 @@ class Planner:
         self._limit.check(length)
         asked = conversation.with_messages((*kept, *messages))
         whole = append_reply(self._prompts.tokenizer, prompt.ledger, so_far)
+        form = self._prompts.form(asked, prompt)
+        grammar = None
+        if answer is not None:
+            opened = self._reader(form).in_reasoning
+            grammar = reply_grammar(answer.rules, form, opened=opened)
         return TurnPlan(
             conversation=asked,
             prompt=replace(prompt, ledger=whole) if so_far else prompt,
             begun=so_far,
             said=said,
             answer=answer,
+            grammar=grammar,
             config=self._limit.within(config, length),
             length=length,
             dropped=dropped,
             if_empty=if_empty,
-            form=self._prompts.form(asked, prompt),
+            form=form,
         )
 
     def _begun(
@@ -169,20 +178,21 @@ class Planner:
     ) -> tuple[int, ...]:
         """Return the ids of a reply that is to be continued."""
         tokenizer, form = self._prompts.tokenizer, self._prompts.form(asked, prompt)
-
-        def reader() -> ReplyReader:
-            ends = tokenizer.eos_token_ids
-            return ReplyReader(tokenizer.detokenizer(), ends=ends, max_tokens=1, form=form)
-
         return begun_reply(
             tokenizer,
             prompt.ledger,
             said,
             cached,
             form=form,
-            reader=reader,
+            reader=lambda: self._reader(form),
             allow_control_tokens=asked.allow_control_tokens,
         )
+
+    def _reader(self, form: ReplyForm) -> ReplyReader:
+        """Return what reads a reply of a form, to see what it makes of some tokens."""
+        tokenizer = self._prompts.tokenizer
+        ends = tokenizer.eos_token_ids
+        return ReplyReader(tokenizer.detokenizer(), ends=ends, max_tokens=1, form=form)
 
     def plan_ahead(
         self, conversation: Conversation, config: GenerationConfig, cache: CacheView

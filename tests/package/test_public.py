@@ -12,6 +12,7 @@ from segue.installing import install_command
 
 def test_the_public_names_are_these():
     assert segue.__all__ == [
+        "AnswerError",
         "BackendMissingError",
         "CacheConfig",
         "ChatSession",
@@ -23,7 +24,9 @@ def test_the_public_names_are_these():
         "GenerationConfig",
         "GenerationError",
         "GenerationResponse",
+        "GrammarError",
         "HistoryError",
+        "Lark",
         "LostWordsError",
         "Message",
         "MessageError",
@@ -39,6 +42,7 @@ def test_the_public_names_are_these():
         "PromptCacheError",
         "PromptCacheFormatError",
         "PromptCacheMismatchError",
+        "Regex",
         "Reply",
         "Reuse",
         "Role",
