@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -216,6 +217,9 @@ def doctor() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit: with 0, or with 2 after one line that names the error."""
     warnings.showwarning = _show_warning
+    # Some shells and containers set it so, and then nothing would fit into a line.
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         # Neither bytes that aren't text, nor characters that the terminal can't show, are fatal.
         if isinstance(stream, io.TextIOWrapper):

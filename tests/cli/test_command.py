@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import io
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -267,3 +268,10 @@ def test_nothing_ends_in_a_traceback(command, code):
 def test_without_a_command_the_help_is_shown(capsys):
     assert run() == 2
     assert capsys.readouterr().out.startswith("Usage: segue [OPTIONS] COMMAND [ARGS]...\n\n")
+
+
+def test_no_columns_are_no_width(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "0")
+    assert run("sessions", "--help") == 0
+    assert "list" in capsys.readouterr().out
+    assert "COLUMNS" not in os.environ
