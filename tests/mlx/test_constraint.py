@@ -73,6 +73,7 @@ def text(engine, ids):
     return engine.tokenizer.decode([token for token in ids if token != END])
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("draft", DRAFTS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("settings", [{}, SEEDED], ids=["greedy", "seeded"])
@@ -88,6 +89,7 @@ def test_a_reply_matches_its_grammar_and_the_cache_is_a_fresh_ones(kind, draft, 
     check_fresh(line, engine, cache_of(kind))
 
 
+@pytest.mark.proof
 @pytest.mark.parametrize("draft", DRAFTS)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("settings", [{}, SEEDED], ids=["greedy", "seeded"])
