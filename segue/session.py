@@ -614,7 +614,8 @@ class ChatSession:
         """Continue the last reply where it ended, and return what was added to it.
 
         For replies that `max_tokens`, a stop string or a person cut short. Next to nothing is read
-        again; a cache that rewinds to checkpoints alone reads the reply again. Raises what `stream_continue` raises, and a GenerationError if the model fails.
+        again; a cache that rewinds to checkpoints alone reads the reply again. Raises what
+        `stream_continue` raises, and a GenerationError if the model fails.
 
         Examples:
             >>> import segue
