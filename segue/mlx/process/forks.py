@@ -3,11 +3,15 @@
 How it works: MLX computes in threads of its own, and a forked process has none of its parent's
 threads. It would wait for them for ever. So the first use of MLX records the process
 (`use_model`), and every later one looks whether it is still the same. What needs no MLX works in
-the child: histories can be read, and sessions dropped and closed.
+the child: histories can be read, and sessions dropped and closed. For that, no thread of MLX's may
+hold a lock at the moment of a fork, which nobody would give back in the child; so a fork waits
+until what the forking thread began on MLX is computed.
 
 What does not work:
 
 - Looking at fork time alone (``os.register_at_fork``). C code forks past Python's hooks.
+- Waiting for what other threads compute. A fork in the middle of it may leave a lock held, and then
+  a child that drops a session waits for ever, as with any library that has threads.
 - Seeing what others did with MLX before. If a program computes with MLX itself, forks, and makes
   its engine in the child, the child waits for ever.
 """
@@ -32,8 +36,24 @@ def use_model() -> None:
     global _user
     if _user is None:
         _user = os.getpid()
+        if hasattr(os, "register_at_fork"):  # not on Windows
+            os.register_at_fork(before=_finish_work)
     check_process()
     note_thread()
+
+
+def _finish_work() -> None:
+    """Wait for what this thread began on MLX."""
+    if is_forked():
+        return
+    import mlx.core as mx
+    from mlx_lm.generate import generation_stream
+
+    try:
+        mx.synchronize(generation_stream)
+        mx.synchronize()
+    except RuntimeError:  # this thread has no such stream, so it began nothing
+        pass
 
 
 def check_process() -> None:
