@@ -21,7 +21,7 @@ import segue
 import segue.mlx  # a good BLAS, before MLX
 
 # isort: split
-from benchmarks.decoding import BARE, decoding_ways, needed, prompt_ids, rate, take_turns
+from benchmarks.decoding import BARE, decoding_ways, endless, needed, prompt_ids, rate, take_turns
 from benchmarks.report import circumstances, spread
 from benchmarks.shapes import SHAPES, random_engine
 from segue.engine import Request, Step
@@ -72,8 +72,11 @@ def main() -> None:
     options = parser.parse_args()
 
     engine = random_engine(options.shape) if options.shape else segue.load(options.model)
-    # No token ends a reply early: every way generates the same number.
-    engine.tokenizer.wrapped.eos_token_ids = set()
+    with endless(engine):
+        measure(engine, options)
+
+
+def measure(engine: segue.MlxEngine, options: argparse.Namespace) -> None:
     total = needed(options.runs, options.tokens)
     ways = decoding_ways(engine, [], PROMPT, total)
     turns = take_turns(ways, runs=options.runs, tokens=options.tokens)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
@@ -62,6 +63,31 @@ class Rates:
         mlx-lm's own two ways differ as well then.
         """
         assert self.same("segue") or not self.same("stream_generate"), "the greedy tokens differ"
+
+
+class _Endless:
+    """A tokenizer that knows of no end of a reply."""
+
+    eos_token_ids: frozenset[int] = frozenset()
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+
+@contextmanager
+def endless(engine: Any) -> Iterator[None]:
+    """Have no token end a reply early: every way generates the same number."""
+    tokenizer = engine.tokenizer
+    wrapped = tokenizer.wrapped
+    ends = set(wrapped.eos_token_ids)
+    wrapped.eos_token_ids, engine.tokenizer = set(), _Endless(tokenizer)
+    try:
+        yield
+    finally:
+        wrapped.eos_token_ids, engine.tokenizer = ends, tokenizer
 
 
 def needed(runs: int, tokens: int) -> int:

@@ -52,7 +52,6 @@ import statistics
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -68,7 +67,7 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 
-from benchmarks.decoding import BARE, decoding_ways, needed, prompt_ids, take_turns
+from benchmarks.decoding import BARE, decoding_ways, endless, needed, prompt_ids, take_turns
 from benchmarks.draft_check import check_drafts
 from benchmarks.report import circumstances, spread
 from benchmarks.shapes import SHAPES, random_engine
@@ -219,18 +218,6 @@ def read_for_a_token(engine: segue.MlxEngine) -> tuple[int, int]:
     # Caches are made longer than what they hold.
     held = [part for layer in cache for _, part in tree_flatten(layer.state)]
     return size, sum(p.nbytes // p.shape[2] for p in held if isinstance(p, mx.array))
-
-
-@contextmanager
-def endless(engine: segue.MlxEngine) -> Iterator[None]:
-    """No token ends a reply early."""
-    wrapped = engine.tokenizer.wrapped
-    ends = set(wrapped.eos_token_ids)
-    wrapped.eos_token_ids = set()
-    try:
-        yield
-    finally:
-        wrapped.eos_token_ids = ends
 
 
 def decode(
