@@ -2,7 +2,7 @@
 
 How it works: a model that thinks must be free to do so, or it answers worse; so the rules of the
 answer come after rules for the thought, in the model's own tags. The forms `%token` and `%until` in
-these rules stand for tags that may be tokens or text (see `matcher.py`).
+these rules stand for tags that may be tokens or text (see `masking/matcher.py`).
 
 What does not work: beginning to constrain when the answer begins. Drafts and forced tokens may be
 proposed across that border, and masks must be right for each of them.

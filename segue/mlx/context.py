@@ -34,7 +34,7 @@ from ..engine import (
     StoredState,
 )
 from ..errors import ConfigurationError, PromptCacheError
-from ..grammar.matcher import Matcher
+from ..masking.matcher import Matcher
 from .decoding import DecodeLoop, Window, guard, prefill
 from .kv.bounded import KEPT_TOKENS, as_saved
 from .kv.state import KVState

@@ -21,7 +21,7 @@ from ..checks import named_arguments
 from ..config import CacheConfig, GenerationConfig
 from ..engine import StoredCache, StoredState, Tokenizer
 from ..errors import ConfigurationError
-from ..grammar.matcher import GrammarCompiler
+from ..masking.matcher import GrammarCompiler
 from ..tokenizer import unknown_ids
 from ..tokenizers.hugging_face import HuggingFaceTokenizer
 from . import blas

@@ -23,8 +23,8 @@ from ..engine import (
 )
 from ..errors import PromptCacheError, PromptCacheFormatError
 from ..files.atomic import writing
-from ..grammar.matcher import Matcher
 from ..interrupt import deliver_interrupt
+from ..masking.matcher import Matcher
 from .script import Answer, NextToken, ScriptedModel
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from ..engine import Tokenizer
 from ..errors import ConfigurationError, GenerationError
-from ..grammar.matcher import GrammarCompiler, Matcher
+from ..masking.matcher import GrammarCompiler, Matcher
 from .tokenizer import ToyTokenizer
 
 NextToken = Callable[[Sequence[int]], int]

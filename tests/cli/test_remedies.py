@@ -176,7 +176,7 @@ UNREACHABLE = {
     "ledger.py", "loading.py", "session.py", "turn/overflow.py", "turn/reply.py", "turn/core.py",
     "turn/cache.py", "store/opening.py", "files/path.py", "mlx/engine.py", "mlx/sampling.py",
     "mlx/stored/prompt_cache.py", "store/prompt_cache.py", "mlx/process/forks.py",
-    "grammar/schema.py", "grammar/constraint.py", "grammar/matcher.py",
+    "grammar/schema.py", "grammar/constraint.py", "masking/matcher.py",
 }  # fmt: skip
 CALL, NAME = r"\w\(|\w=", r"None|segue\.\w+|ChatSession|Message\.\w+|dict|float|int"
 IN_CODE = re.compile(rf"{CALL}|\b(?:{NAME})\b|[a-z]_(?!lm)[a-z]")

@@ -48,6 +48,7 @@ ALLOWED: dict[str, set[str]] = {
     "drafting": {"engine"},
     "tokenizers": {"engine"},
     "grammar": {"engine", "tokenizer", "text"},
+    "masking": {"engine", "tokenizer"},
     "gguf": {"tokenizers"},
     "store": {"engine", "tokenizer", "files", "prompt_cache"},
     "turn": {"engine", "tokenizer", "text", "grammar", "prompt_cache", "interrupt"},
@@ -55,7 +56,7 @@ ALLOWED: dict[str, set[str]] = {
     "loading": {"engine", "mlx"},
     "mlx": {
         "engine",
-        "grammar",
+        "masking",
         "tokenizer",
         "drafting",
         "tokenizers",
@@ -63,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         "files",
         "interrupt",
     },
-    "testing": {"engine", "grammar", "files", "interrupt", "mlx"},
+    "testing": {"engine", "masking", "files", "interrupt", "mlx"},
     "cli": {"session", "loading", "turn", "store", "files", "engine", "prompt_cache", "interrupt"},
 }
 PUBLIC_MODULES = (segue, segue.engine, segue.testing)
@@ -140,6 +141,8 @@ def test_the_core_imports_no_engine_and_the_command_none_either():
         if part_of(name_of(path)) not in ("mlx", "testing", "gguf", "tokenizers"):
             roots = {name.split(".")[0] for name in foreign(text)}
             assert not roots & {"mlx", "mlx_lm"}, path
+        if part_of(name_of(path)) != "masking":
+            assert "llguidance" not in {name.split(".")[0] for name in foreign(text)}, path
 
 
 def foreign(text: str) -> set[str]:

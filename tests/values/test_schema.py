@@ -22,8 +22,8 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 from segue import AnswerError, ConfigurationError
-from segue.grammar.matcher import GrammarCompiler
 from segue.grammar.schema import Lark, Regex, answer_of
+from segue.masking.matcher import GrammarCompiler
 from segue.testing import ToyTokenizer
 
 TOKENIZER = ToyTokenizer()

@@ -25,7 +25,7 @@ import mlx.core as mx
 import numpy as np
 
 from ...config import GenerationConfig
-from ...grammar.matcher import Matcher
+from ...masking.matcher import Matcher
 from ..sampling import Mask, Sample
 from .speculation import Speculation
 
