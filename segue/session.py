@@ -6,7 +6,7 @@ import difflib
 import os
 import warnings
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from types import MappingProxyType, TracebackType
@@ -479,13 +479,9 @@ class ChatSession:
         messages = as_messages(prompt, role)
         config = self._settings(prompt_progress_callback, overrides)
         answer = asked_form(self._core.engine, schema)
-        self._close_live()
-        self._core.busy = True
-        try:
-            plan = self._core.plan_turn(messages, config, answer=answer)
-            return self._begin(plan, prompt_progress_callback)
-        finally:
-            self._core.busy = False
+        return self._start(
+            lambda: self._core.plan_turn(messages, config, answer=answer), prompt_progress_callback
+        )
 
     @overload
     def retry(
@@ -596,13 +592,9 @@ class ChatSession:
         """
         config = self._settings(prompt_progress_callback, overrides)
         answer = asked_form(self._core.engine, schema)
-        self._close_live()
-        self._core.busy = True
-        try:
-            plan = self._core.plan_retry(config, answer=answer)
-            return self._begin(plan, prompt_progress_callback)
-        finally:
-            self._core.busy = False
+        return self._start(
+            lambda: self._core.plan_retry(config, answer=answer), prompt_progress_callback
+        )
 
     def continue_reply(
         self,
@@ -668,13 +660,7 @@ class ChatSession:
                 nothing changed.
         """
         config = self._settings(prompt_progress_callback, overrides)
-        self._close_live()
-        self._core.busy = True
-        try:
-            plan = self._core.plan_continuation(config)
-            return self._begin(plan, prompt_progress_callback)
-        finally:
-            self._core.busy = False
+        return self._start(lambda: self._core.plan_continuation(config), prompt_progress_callback)
 
     def preview(
         self,
@@ -1133,10 +1119,21 @@ class ChatSession:
         config = with_overrides(self.generation, overrides)
         return self._core.checked(config) if overrides else config
 
-    def _begin(self, plan: TurnPlan, progress: PrefillProgress | None) -> Reply:
+    def _start(self, plan: Callable[[], TurnPlan], progress: PrefillProgress | None) -> Reply:
+        """Plan a turn, and begin it."""
+        self._close_live()
+        self._core.busy = True
+        try:
+            return self._begin(plan(), progress, stacklevel=4)
+        finally:
+            self._core.busy = False
+
+    def _begin(
+        self, plan: TurnPlan, progress: PrefillProgress | None, *, stacklevel: int = 3
+    ) -> Reply:
         """Open a turn, and return what drives it."""
         # Whatever may fail comes before the turn is open.
-        self._core.warn(plan, stacklevel=3)
+        self._core.warn(plan, stacklevel=stacklevel)
         steps, reader = self._core.run(plan, progress), self._core.reader(plan)
         hold = InterruptHold()
         with hold:

@@ -121,48 +121,40 @@ class Planner:
         """
         history = conversation.messages
 
-        def build(history: Sequence[Message]) -> Prompt:
-            return self._prompts.build(
-                conversation.with_messages((*history, *messages)),
-                cache.ledger,
-                checkpoints=cache.wants_checkpoints,
-                asked=len(messages),
-            )
-
-        def begun(history: Sequence[Message], prompt: Prompt) -> tuple[int, ...]:
-            if said is None:
-                return ()
+        def build(
+            history: Sequence[Message], *, checkpoints: bool, check: bool
+        ) -> tuple[Prompt, tuple[int, ...], int]:
+            """Return a prompt, the ids of the reply so far, and how many tokens both have."""
             asked = conversation.with_messages((*history, *messages))
-            return self._begun(asked, prompt, said, cache.ledger)
+            new = len(messages) if check else None
+            prompt = self._prompts.build(asked, cache.ledger, checkpoints=checkpoints, asked=new)
+            begun = () if said is None else self._begun(asked, prompt, said, cache.ledger)
+            return prompt, begun, cache.prefix + len(prompt.ledger.ids) + len(begun)
 
         def measure(history: Sequence[Message]) -> int:
-            asked = conversation.with_messages((*history, *messages))
-            prompt = self._prompts.build(asked, cache.ledger, checkpoints=False)
-            return cache.prefix + len(prompt.ledger.ids) + len(begun(history, prompt))
+            return build(history, checkpoints=False, check=False)[2]
 
         kept: Sequence[Message] = history
         dropped: tuple[Message, ...] = ()
-        prompt = build(kept)
-        so_far = begun(kept, prompt)
-        length = cache.prefix + len(prompt.ledger.ids) + len(so_far)
+        prompt, begun, length = build(kept, checkpoints=cache.wants_checkpoints, check=True)
         if self._limit.needs_room(length, config.max_tokens):
             kept = self._limit.make_room(history, messages, measure, max_tokens=config.max_tokens)
             dropped = dropped_from(history, kept)
-            prompt = build(kept)
-            so_far = begun(kept, prompt)
-            length = cache.prefix + len(prompt.ledger.ids) + len(so_far)
+            prompt, begun, length = build(kept, checkpoints=cache.wants_checkpoints, check=True)
         self._limit.check(length)
         asked = conversation.with_messages((*kept, *messages))
-        whole = append_reply(self._prompts.tokenizer, prompt.ledger, so_far)
         form = self._prompts.form(asked, prompt)
+        if begun:
+            whole = append_reply(self._prompts.tokenizer, prompt.ledger, begun)
+            prompt = replace(prompt, ledger=whole)
         grammar = None
         if answer is not None:
             opened = self._reader(form).in_reasoning
             grammar = reply_grammar(answer.rules, form, opened=opened)
         return TurnPlan(
             conversation=asked,
-            prompt=replace(prompt, ledger=whole) if so_far else prompt,
-            begun=so_far,
+            prompt=prompt,
+            begun=begun,
             said=said,
             answer=answer,
             grammar=grammar,
