@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kit.probe import engine_of, held, ids_of
 from segue import ChatSession, GenerationConfig, Message
-from segue.testing import FakeEngine
+from segue.testing import FakeEngine, ToyTokenizer
 
 SHORT = GenerationConfig(max_tokens=5)
 
@@ -48,3 +48,17 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """As plainly as it can be written: the optimum must not come from the code under test."""
     alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b, strict=False))
     return sum(1 for _ in alike)
+
+
+class Thinking(ToyTokenizer):
+    """A tokenizer of a model that thinks; its template may open the thought."""
+
+    reasoning_tags = ("<think>", "</think>")
+
+    def __init__(self, *, opens: bool = False) -> None:
+        super().__init__()
+        self._opens = opens
+
+    def render(self, messages: Sequence[Mapping[str, Any]], **kwargs: Any) -> str:
+        text = super().render(messages, **kwargs)
+        return text + "<think>\n" if self._opens and kwargs["add_generation_prompt"] else text

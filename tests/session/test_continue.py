@@ -7,26 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kit.probe import engine_of, held, ids_of
-from kit.sessions import check_ledger, say
+from kit.sessions import Thinking, check_ledger, say
 from kit.templates import CHATML, make_tokenizer
 from segue import ChatSession, GenerationConfig, HistoryError, Message, TextKind, ToolCall
-from segue.testing import FakeEngine, ToyTokenizer
+from segue.testing import FakeEngine
 
 WORDS = "hello the world, he said: é 🦊 <b>!"
-
-
-class Thinking(ToyTokenizer):
-    """A tokenizer of a model that thinks."""
-
-    reasoning_tags = ("<think>", "</think>")
-
-    def __init__(self, *, opens: bool = False):
-        super().__init__()
-        self._opens = opens
-
-    def render(self, messages, **kwargs):
-        text = super().render(messages, **kwargs)
-        return text + "<think>\n" if self._opens and kwargs["add_generation_prompt"] else text
 
 
 def rule(tokenizer, reply):

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 import segue
 from kit.probe import held
-from kit.sessions import check_ledger
+from kit.sessions import Thinking, check_ledger
 from segue import (
     AnswerError,
     ChatSession,
@@ -21,7 +21,7 @@ from segue import (
     TextKind,
     UnsupportedFeatureError,
 )
-from segue.testing import BareEngine, FakeEngine, ToyTokenizer
+from segue.testing import BareEngine, FakeEngine
 
 
 class Recipe(BaseModel):
@@ -33,18 +33,6 @@ class Recipe(BaseModel):
 class Mood(Enum):
     FINE = "just fine"
     BAD = "bad"
-
-
-class Thinking(ToyTokenizer):
-    reasoning_tags = ("<think>", "</think>")
-
-    def __init__(self, *, opens: bool = False):
-        super().__init__()
-        self._opens = opens
-
-    def render(self, messages, **kwargs):
-        text = super().render(messages, **kwargs)
-        return text + "<think>\n" if self._opens and kwargs["add_generation_prompt"] else text
 
 
 RECIPE = '{"name": "bread", "minutes": 40, "steps": ["mix", "bake"]}'
