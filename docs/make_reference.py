@@ -55,7 +55,14 @@ CHAPTERS: dict[str, tuple[str, str, list[str]]] = {
         "segue.engine",
         "For those who write an engine: a small core (`Engine`, `Context`, `Tokenizer`), and what "
         "else an engine may offer. [An example](../examples/own_engine.py) is the smallest one.",
-        ["engine"],
+        [
+            "engine",
+            "tokenizer.Tokenizer",
+            "tokenizer.Detokenizer",
+            "tokenizer.ControlTokens",
+            "tokenizer.WritesDate",
+            "recommended.Recommends",
+        ],
     ),
     "Testing": (
         "segue.testing",

@@ -15,6 +15,7 @@ else there may be is a protocol of its own, a *capability*, asked for with ``isi
 `WritesDate`           a tokenizer whose chat template may write the date
 `ControlTokens`        a tokenizer that can tell control tokens from text
 `Grammars`             an engine that holds replies to a grammar
+`Recommends`           an engine that knows what its model's publisher recommends
 =====================  ============================================================
 
 A session works with the core alone; what an engine lacks is refused with UnsupportedFeatureError.
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from .config import CacheConfig, GenerationConfig
+from .recommended import Recommends
 from .tokenizer import ControlTokens, Detokenizer, Tokenizer, WritesDate
 
 PrefillProgress = Callable[[int, int], None]
@@ -48,6 +50,7 @@ __all__ = [
     "Grammars",
     "PrefillProgress",
     "ProcessesLogits",
+    "Recommends",
     "ReportsMemory",
     "Request",
     "Step",
@@ -417,5 +420,5 @@ class Grammars(Protocol):
         ...
 
 
-for _name in ("ControlTokens", "Detokenizer", "Tokenizer", "WritesDate"):
+for _name in ("ControlTokens", "Detokenizer", "Recommends", "Tokenizer", "WritesDate"):
     globals()[_name].__module__ = __name__

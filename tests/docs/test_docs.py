@@ -56,8 +56,11 @@ def test_what_is_generated_is_up_to_date(script, page):
 
 def test_the_reference_has_every_public_name():
     import segue
+    import segue.engine
 
     text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
     headings = set(re.findall(r"^#+ `([\w.]+)`", text, re.MULTILINE))
     shown = {heading.rpartition(".")[2] for heading in headings}
     assert set(segue.__all__) - shown == {"__version__"}
+    engine = {heading.removeprefix("segue.engine.") for heading in headings}
+    assert set(segue.engine.__all__) - engine == {"PrefillProgress"}
